@@ -1,0 +1,1 @@
+"""Memory of every device in distributed training, before a GPU is rented."""

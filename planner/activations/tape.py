@@ -1,0 +1,50 @@
+"""The interface between a layer's operations and the engine that trains it.
+
+A layer's forward and backward pass is a sequence of operations, each of which allocates and
+frees. The engine acts only at some points: a module is entered or left (ZeRO-3 gathers and
+releases), a parameter's gradient is complete (buckets are filled and reduced). Between two such
+points nothing can interfere, so the operations there are folded into one `Segment` that keeps
+exactly what matters: the highest point inside, and the change by the end.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from planner.memory.terms import Term
+
+
+class Mark(NamedTuple):
+    """A point at which the engine acts."""
+
+    kind: Literal["enter", "leave", "gradient"]
+    """enter, leave: a module whose own parameters are ``parameters``, in forward or backward.
+    gradient: the gradient of one parameter is complete and handed to the engine, which counts
+    it from here on (the segment before does not contain it)."""
+    parameters: tuple[int, ...]
+    """Indices into the layer's parameters."""
+
+
+class Segment(NamedTuple):
+    """What happens between two marks."""
+
+    peak: tuple[tuple[Term, int], ...]
+    """Changes from the segment's start to its highest point, by term."""
+    net: tuple[tuple[Term, int], ...]
+    """Changes from the segment's start to its end, by term."""
+    mark: Mark | None
+    """What the engine does at the end; None only after the last operation of a pass."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerTape:
+    """One micro-batch through one layer, in a training step.
+
+    Over forward and backward together all terms sum to zero.
+    """
+
+    forward: tuple[Segment, ...]
+    """With recompute: without autograd, keeping only what the recomputation needs."""
+    backward: tuple[Segment, ...]
+    """With recompute: the forward pass again, then the backward pass."""
+    output_bytes: int
+    """The layer's result, which the next layer (or a pipeline's send) takes over."""

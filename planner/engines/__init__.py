@@ -1,0 +1,1 @@
+"""What a training framework adds to the model's own tensors."""

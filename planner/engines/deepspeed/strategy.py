@@ -1,0 +1,60 @@
+"""The seam between the walk over a step and the optimizer that DeepSpeed wraps around it."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from planner.layout.stage import LocalParameter
+from planner.memory.timeline import Timeline
+from planner.spec.deepspeed import DeepSpeed
+from planner.spec.layout import Layout
+from planner.spec.training import Training
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """What a strategy is built from; the same for all ranks of a stage."""
+
+    parameters: tuple[LocalParameter, ...]
+    """In the order in which the optimizer got them; marks count in this order."""
+    layout: Layout
+    training: Training
+    deepspeed: DeepSpeed
+    micro_steps: int
+    """Gradient accumulation: forward and backward passes per optimizer step."""
+    capacity_bytes: int
+    """Of the device; some of DeepSpeed's decisions ask how much is free."""
+
+
+class Strategy(Protocol):
+    """What DeepSpeed allocates for parameters, gradients and optimizer state, moment by moment.
+
+    The walk calls the methods in the order of a real step. A strategy books every change on the
+    timeline and starts no phase itself. Gradients are the strategy's from `gradient` on.
+    """
+
+    def initialise(self, timeline: Timeline) -> None:
+        """``deepspeed.initialize``: from the model in memory to the engine at rest."""
+
+    def begin_forward(self, timeline: Timeline, micro_step: int) -> None:
+        """Before the first layer of a micro-step."""
+
+    def enter(self, timeline: Timeline, parameters: range, *, backward: bool) -> None:
+        """A module's own parameters are about to be used."""
+
+    def leave(self, timeline: Timeline, parameters: range, *, backward: bool) -> None:
+        """A module's own parameters have been used."""
+
+    def begin_backward(self, timeline: Timeline, micro_step: int) -> None:
+        """Before the loss's backward pass."""
+
+    def gradient(self, timeline: Timeline, parameter: int) -> None:
+        """Autograd has just left the whole gradient of one parameter."""
+
+    def end_backward(self, timeline: Timeline, micro_step: int) -> None:
+        """After the last gradient of a micro-step."""
+
+    def reduce(self, timeline: Timeline) -> None:
+        """Pipeline only: the schedule's own instruction to reduce gradients."""
+
+    def step(self, timeline: Timeline) -> None:
+        """The optimizer step; the first one creates what the optimizer creates lazily."""

@@ -1,0 +1,30 @@
+"""Everything that can be wrong with what a user gave.
+
+PlannerError
+├── SpecError      a file: its syntax, its keys, its values
+├── ModelError     a model description that cannot be read or is not known
+├── LayoutError    degrees that do not divide, groups that do not exist
+└── RefusedError   what the training framework itself refuses to run
+
+Every message says where, what, and the mend, with the values in it.
+"""
+
+
+class PlannerError(Exception):
+    """Something the user can mend; the commands print it and exit with 2."""
+
+
+class SpecError(PlannerError):
+    """A file that cannot be read as what it should be; holds all its faults, one a line."""
+
+
+class ModelError(PlannerError):
+    """A model that is not known, or whose configuration contradicts itself."""
+
+
+class LayoutError(PlannerError):
+    """Parallel degrees that do not fit the model or the cluster."""
+
+
+class RefusedError(PlannerError):
+    """A combination that the training framework refuses; quotes its file and line."""

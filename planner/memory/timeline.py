@@ -1,0 +1,133 @@
+"""A step as a list of changes, and the fold that says how high it went.
+
+Ranks of one stage do the same things at the same time; what differs is which gradients a ZeRO
+partition owns. So a stage has one timeline, and a change may be restricted to a range of
+partition indices.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.memory.terms import Term
+
+Group = Literal["dense", "expert"]
+"""Which ZeRO group an owner index counts in: ``dp * sp`` ranks, or their ``1/ep`` for experts."""
+
+Ints = NDArray[np.int64]
+
+EVERYONE = (0, 2**31 - 1)
+
+
+class PartitionIndex(NamedTuple):
+    """Where a rank stands in its two ZeRO groups."""
+
+    dense: int
+    expert: int
+
+
+class PhasePeak(NamedTuple):
+    """The highest point of one phase, and where the phase ended."""
+
+    phase: str
+    end_bytes: int
+    """Allocated when the phase is over."""
+    peak_bytes: int
+    terms: dict[Term, int]
+    """At the peak; they add up to ``peak_bytes``."""
+    end_terms: dict[Term, int]
+    """When the phase is over; they add up to ``end_bytes``."""
+
+
+@dataclass(slots=True)
+class Timeline:
+    """Changes in order, each with its term; a phase starts where `phase` is called."""
+
+    _phases: list[tuple[str, int]] = field(default_factory=list)
+    _terms: list[int] = field(default_factory=list)
+    _deltas: list[int] = field(default_factory=list)
+    _owners: list[tuple[int, bool, int, int]] = field(default_factory=list)
+    """Of the changes that not everyone sees: place, whether experts' index, and its range."""
+
+    def phase(self, name: str) -> None:
+        """Start a phase; one that was there before goes on as the same phase."""
+        self._phases.append((name, len(self._terms)))
+
+    def add(
+        self,
+        term: Term,
+        delta: int,
+        owners: tuple[int, int] = EVERYONE,
+        group: Group = "dense",
+    ) -> None:
+        """Allocate bytes (free them, below zero) on the ranks whose index is in the range."""
+        if owners is not EVERYONE:
+            self._owners.append((len(self._terms), group == "expert", *owners))
+        self._terms.append(term)
+        self._deltas.append(delta)
+
+    def spike(
+        self,
+        term: Term,
+        size: int,
+        owners: tuple[int, int] = EVERYONE,
+        group: Group = "dense",
+    ) -> None:
+        """Allocate and free at once."""
+        self.add(term, size, owners, group)
+        self.add(term, -size, owners, group)
+
+    def fold(self, index: PartitionIndex) -> tuple[PhasePeak, ...]:
+        """What the rank at ``index`` holds, phase by phase, in the order they first start."""
+        terms = np.asarray(self._terms, dtype=np.int64)
+        deltas = self._deltas_of(index)
+        totals = np.cumsum(deltas)
+        spans: dict[str, list[tuple[int, int]]] = {}
+        ends = [start for _, start in self._phases[1:]] + [len(terms)]
+        for (name, start), end in zip(self._phases, ends, strict=True):
+            spans.setdefault(name, []).append((start, end))
+        return tuple(_peak(name, parts, terms, deltas, totals) for name, parts in spans.items())
+
+    def _deltas_of(self, index: PartitionIndex) -> Ints:
+        """The changes that the rank sees: those of other owners are zero."""
+        deltas = np.asarray(self._deltas, dtype=np.int64)
+        if self._owners:
+            places, expert, low, high = np.asarray(self._owners, dtype=np.int64).T
+            own = np.where(expert == 1, index.expert, index.dense)
+            deltas[places[(own < low) | (own >= high)]] = 0
+        return deltas
+
+
+
+def _peak(
+    name: str, spans: list[tuple[int, int]], terms: Ints, deltas: Ints, totals: Ints
+) -> PhasePeak:
+    """The highest total in the spans, what is alive there, and what is alive at the last end."""
+    tops = [(_before(start, totals), start) for start, _ in spans]
+    for start, end in spans:
+        if end > start:
+            top = start + int(np.argmax(totals[start:end]))
+            tops.append((int(totals[top]), top + 1))
+    peak_bytes, place = max(tops, key=lambda top: top[0])
+    end = spans[-1][1]
+    return PhasePeak(
+        phase=name,
+        end_bytes=_before(end, totals),
+        peak_bytes=peak_bytes,
+        terms=_alive(place, terms, deltas),
+        end_terms=_alive(end, terms, deltas),
+    )
+
+
+def _before(place: int, totals: Ints) -> int:
+    """Total after the first ``place`` changes."""
+    return int(totals[place - 1]) if place else 0
+
+
+def _alive(place: int, terms: Ints, deltas: Ints) -> dict[Term, int]:
+    """Bytes of each term after the first ``place`` changes; terms with none are left out."""
+    sums = np.zeros(len(Term), dtype=np.int64)
+    np.add.at(sums, terms[:place], deltas[:place])
+    return {term: int(sums[term]) for term in Term if sums[term]}

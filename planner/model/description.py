@@ -1,0 +1,214 @@
+"""The one description of a model that everything else reads.
+
+A model is a stem (embeddings), blocks, and a tail (last norm, head). Equal blocks share one
+`Layer` value, so whatever is computed per layer is computed once and cached by it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+Component = Literal[
+    "embedding",
+    "attention.q",
+    "attention.k",
+    "attention.v",
+    "attention.qkv",
+    "attention.o",
+    "attention.q_down",
+    "attention.q_up",
+    "attention.kv_down",
+    "attention.kv_up",
+    "attention.sinks",
+    "mlp",
+    "router",
+    "routed_experts",
+    "shared_experts",
+    "norm",
+    "head",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameter:
+    """One trainable tensor, under the name that the framework's own model gives it."""
+
+    name: str
+    """Inside a `Layer`: relative to the layer's prefix."""
+    shape: tuple[int, ...]
+    component: Component
+    tp_dim: int | None = None
+    """The tensor dim that tensor parallelism cuts; None: every rank holds the whole."""
+    routed: bool = False
+    """Belongs to the routed experts; dim 0 of ``shape`` counts the experts if it is 3-D."""
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Norm:
+    """A normalisation over the hidden (or head) dim."""
+
+    kind: Literal["layer", "rms", "rms_one_plus"]
+    """``rms_one_plus``: Gemma's, which multiplies by 1 + weight in fp32."""
+    affine: bool = True
+    bias: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatentAttention:
+    """The low-rank projections of MLA (DeepSeek-V2, arXiv:2405.04434, section 2.1)."""
+
+    q_rank: int | None
+    """None: queries are projected in one step."""
+    kv_rank: int
+    rope_head_size: int
+    nope_head_size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention:
+    """One attention module; MHA, GQA and MQA differ only in ``num_kv_heads``."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_size: int
+    """Of queries and keys; for MLA the sum of its two parts."""
+    value_head_size: int
+    fused_qkv: bool = False
+    bias: bool = False
+    """Of the query, key and value projections."""
+    output_bias: bool = False
+    qk_norm: Norm | None = None
+    qk_norm_over: Literal["head", "projection"] = "head"
+    rotary_size: int = 0
+    """Elements of a head that are rotated; 0: no rotary positions."""
+    window: int | None = None
+    """Tokens that a sliding window shows; None: all before."""
+    causal: bool = True
+    alibi: bool = False
+    sinks: bool = False
+    softcap: bool = False
+    dropout: float = 0.0
+    latent: LatentAttention | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mlp:
+    """A dense feed-forward module."""
+
+    ffn_size: int
+    gated: bool
+    activation: str
+    """As the configuration spells it: ``silu``, ``gelu_new``, ``relu``, ..."""
+    bias: bool = False
+    fused_gate_up: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moe:
+    """Routed experts with an optional shared one."""
+
+    num_experts: int
+    experts_per_token: int
+    expert: Mlp
+    shared: Mlp | None = None
+    """All shared experts as the one MLP that implementations make of them."""
+    shared_gate: bool = False
+    score: Literal["softmax", "sigmoid"] = "softmax"
+    router_bias: bool = False
+
+
+Residual = Literal[
+    "pre", "post", "sandwich", "post_output", "parallel_one_norm", "parallel_two_norms"
+]
+"""How norms and branches join.
+
+pre: x + f(norm(x)); post: norm(x + f(x)) (BERT); sandwich: x + norm(f(norm(x))) (Gemma 2/3,
+GLM-4-0414); post_output: x + norm(f(x)) (OLMo 2); parallel: x + attention(n(x)) + mlp(m(x)) with
+one shared norm (Falcon, Phi-2) or one each (GPT-NeoX).
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """What one entry of a pipeline holds: the stem, one block, the last norm, or the head."""
+
+    kind: Literal["stem", "block", "norm", "head"]
+    parameters: tuple[Parameter, ...]
+    """In the order in which the framework's own model registers them."""
+    norm: Norm | None = None
+    """Of the block's branches; of the last norm: itself."""
+    attention: Attention | None = None
+    mlp: Mlp | Moe | None = None
+    residual: Residual = "pre"
+    hidden_dropout: float = 0.0
+    positions: Literal["none", "learned"] = "none"
+    embedding_norm: bool = False
+    head_transform: bool = False
+    """BERT's dense + activation + norm before the decoder."""
+
+    @property
+    def numel(self) -> int:
+        """Parameters of the layer, all experts included."""
+        return sum(parameter.numel for parameter in self.parameters)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """A layer at its place: the prefix turns its local names into full ones."""
+
+    prefix: str
+    layer: Layer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A whole model."""
+
+    name: str
+    family: str
+    """The ``model_type`` of its configuration file."""
+    implementation: str
+    """The class that trains it, e.g. ``LlamaForCausalLM``."""
+    hidden_size: int
+    vocab_size: int
+    max_positions: int
+    tied: bool
+    """The head multiplies by the embedding's weight and does not list it again."""
+    stem: Placed
+    blocks: tuple[Placed, ...]
+    tail: tuple[Placed, ...]
+    """What follows the blocks, in order; mostly the last norm, then the head."""
+
+    @property
+    def num_layers(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
+
+    def placed(self) -> Iterator[Placed]:
+        """All layers in the order of the forward pass."""
+        yield self.stem
+        yield from self.blocks
+        yield from self.tail
+
+    def parameters(self) -> Iterator[Parameter]:
+        """All parameters with full names, each once, in the framework's own order."""
+        for placed in self.placed():
+            for parameter in placed.layer.parameters:
+                yield Parameter(
+                    name=placed.prefix + parameter.name,
+                    shape=parameter.shape,
+                    component=parameter.component,
+                    tp_dim=parameter.tp_dim,
+                    routed=parameter.routed,
+                )
+
+    @property
+    def num_parameters(self) -> int:
+        """Trainable parameters, a tied head counted once."""
+        return sum(placed.layer.numel for placed in self.placed())

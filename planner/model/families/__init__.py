@@ -1,0 +1,1 @@
+"""One small file per family: its configuration file turned into a `Model`."""

@@ -1,0 +1,1 @@
+"""Something to read or to run: tables, JSON, launch files."""

@@ -1,0 +1,38 @@
+"""The machines."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """One accelerator as the catalogue or the file describes it."""
+
+    name: str
+    memory_bytes: int
+    """What the driver reports as total, not the number on the box."""
+    architecture: Literal["volta", "ampere", "ada", "hopper", "blackwell", "cdna2", "cdna3", "cpu"]
+    """Decides workspaces and which attention kernels exist."""
+    memory_bandwidth_bytes_per_second: float
+    bf16_flops_per_second: float
+    """Dense matrix flops, without sparsity; of fp16 where bf16 does not exist."""
+    fp32_flops_per_second: float
+    """Outside the matrix units."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """Equal nodes of equal devices."""
+
+    nodes: int
+    devices_per_node: int
+    device: Device
+    host_memory_bytes: int | None = None
+    """Per node; None: not told, so nothing is said about whether offloaded state fits."""
+    intra_node_link: str = "nvlink4"
+    inter_node_link: str = "infiniband-ndr"
+
+    @property
+    def num_devices(self) -> int:
+        """All devices of the cluster."""
+        return self.nodes * self.devices_per_node

@@ -1,0 +1,44 @@
+"""How the model is trained."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Precision = Literal["fp32", "fp16", "bf16"]
+OptimizerName = Literal["adamw", "sgd", "lion", "muon", "adamw_8bit"]
+OptimizerKernel = Literal["fused", "foreach", "loop"]
+Recompute = Literal["none", "selective", "full"]
+ActivationCode = Literal["hf", "megatron"]
+AttentionKernel = Literal["eager", "sdpa", "flash"]
+LossKernel = Literal["eager", "fused", "chunked"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """One optimizer step, as far as memory sees it."""
+
+    sequence_length: int
+    micro_batch_size: int = 1
+    """Sequences per device and micro-step."""
+    global_batch_size: int | None = None
+    """Sequences per optimizer step over all devices; None: one micro-step per step."""
+    precision: Precision = "bf16"
+    optimizer: OptimizerName = "adamw"
+    optimizer_kernel: OptimizerKernel = "fused"
+    """fused: one kernel without temporaries (DeepSpeed's FusedAdam, torch fused=True); foreach and
+    loop: torch's own implementations with their temporaries."""
+    momentum: float = 0.9
+    """Of SGD; 0 keeps no state."""
+    parameter_groups: Literal["one", "weight_decay"] = "one"
+    """weight_decay: biases and norms in a group of their own, as Hugging Face's Trainer makes."""
+    recompute: Recompute = "none"
+    implementation: ActivationCode = "hf"
+    attention: AttentionKernel = "sdpa"
+    loss: LossKernel = "eager"
+    loss_chunks: int = 8
+    """Pieces of the sequence for ``loss: chunked``."""
+    keep_logits: bool = True
+    """The training loop holds the model's output, logits included, until the step is over."""
+    dropout: bool = True
+    """Apply the dropout probabilities of the model's configuration."""
+    expert_imbalance: float = 1.0
+    """Tokens of the fullest expert rank over the mean."""

@@ -1,0 +1,1 @@
+"""The real engine, for real: what a run allocates, measured and compared with the plan."""
