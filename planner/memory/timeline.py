@@ -5,6 +5,7 @@ partition owns. So a stage has one timeline, and a change may be restricted to a
 partition indices.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -20,12 +21,18 @@ Ints = NDArray[np.int64]
 
 EVERYONE = (0, 2**31 - 1)
 
+_MATRIX_CELLS = 2**20
+"""Bounds the memory of `Timeline.peaks`: ranks are taken in portions."""
+
 
 class PartitionIndex(NamedTuple):
     """Where a rank stands in its two ZeRO groups."""
 
     dense: int
     expert: int
+
+
+_NOBODY = PartitionIndex(-1, -1)
 
 
 class PhasePeak(NamedTuple):
@@ -90,6 +97,26 @@ class Timeline:
             spans.setdefault(name, []).append((start, end))
         return tuple(_peak(name, parts, terms, deltas, totals) for name, parts in spans.items())
 
+    def peaks(self, indices: Sequence[PartitionIndex]) -> Ints:
+        """The highest point of the whole timeline for each of the ranks, in bytes.
+
+        What is common to all is folded once: between two changes that not everyone sees, only the
+        highest common total matters. So the cost per rank is that of the changes with owners.
+        """
+        common = self._deltas_of(_NOBODY)
+        totals = np.concatenate([[0], np.cumsum(common)])
+        if not self._owners:
+            return np.full(len(indices), totals.max(), dtype=np.int64)
+        places, expert, low, high = np.asarray(self._owners, dtype=np.int64).T
+        tops = np.maximum.reduceat(totals, np.concatenate([[0], places + 1]))
+        sizes = np.asarray(self._deltas, dtype=np.int64)[places]
+        return np.concatenate(
+            [
+                _own_peaks(np.asarray(part), tops, sizes, expert, low, high)
+                for part in _portions(indices, max(1, _MATRIX_CELLS // len(places)))
+            ]
+        )
+
     def _deltas_of(self, index: PartitionIndex) -> Ints:
         """The changes that the rank sees: those of other owners are zero."""
         deltas = np.asarray(self._deltas, dtype=np.int64)
@@ -99,6 +126,21 @@ class Timeline:
             deltas[places[(own < low) | (own >= high)]] = 0
         return deltas
 
+
+
+def _portions(
+    indices: Sequence[PartitionIndex], size: int
+) -> Iterator[Sequence[PartitionIndex]]:
+    """The indices in pieces of at most ``size``."""
+    for start in range(0, len(indices), size):
+        yield indices[start : start + size]
+
+
+def _own_peaks(indices: Ints, tops: Ints, sizes: Ints, expert: Ints, low: Ints, high: Ints) -> Ints:
+    """Peaks of the ranks at ``indices`` (ranks, 2): common tops raised by what each owns."""
+    own = np.where(expert == 1, indices[:, 1:], indices[:, :1])
+    held = np.cumsum(np.where((own >= low) & (own < high), sizes, 0), axis=1)
+    return np.maximum(tops[0], (tops[1:] + held).max(axis=1))
 
 
 def _peak(
