@@ -5,19 +5,35 @@ from typing import Literal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """What joins devices, or a device and its host."""
+
+    name: str
+    kind: Literal["device", "host", "network"]
+    bandwidth_bytes_per_second: float
+    """Of one device or one port, in one direction, as the vendor states it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
     """One accelerator as the catalogue or the file describes it."""
 
     name: str
     memory_bytes: int
     """What the driver reports as total, not the number on the box."""
-    architecture: Literal["volta", "ampere", "ada", "hopper", "blackwell", "cdna2", "cdna3", "cpu"]
+    architecture: Literal[
+        "volta", "turing", "ampere", "ada", "hopper", "blackwell", "cdna2", "cdna3", "cpu"
+    ]
     """Decides workspaces and which attention kernels exist."""
     memory_bandwidth_bytes_per_second: float
     bf16_flops_per_second: float
     """Dense matrix flops, without sparsity; of fp16 where bf16 does not exist."""
     fp32_flops_per_second: float
     """Outside the matrix units."""
+    peer_link: str = "pcie4"
+    """The link to other devices of its node, where nothing else is said."""
+    host_link: str = "pcie4"
+    """The link to its host, over which offloaded state travels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
