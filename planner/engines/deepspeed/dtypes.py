@@ -1,0 +1,41 @@
+"""The sizes of what DeepSpeed computes, accumulates and communicates in."""
+
+from typing import NamedTuple
+
+from planner.engines.deepspeed.strategy import Setup
+from planner.spec.deepspeed import DType
+
+FP32_BYTES = 4
+NORM_BYTES = 8
+"""Gradient norms are taken in fp64 (runtime/zero/utils.py:59-63 of DeepSpeed 0.19.8)."""
+
+SIZES: dict[DType, int] = {"fp32": 4, "fp16": 2, "bf16": 2}
+
+
+class Sizes(NamedTuple):
+    """Bytes per element."""
+
+    model: int
+    accumulation: int
+    communication: int
+    converts: bool
+    """Gradients are cast to be communicated."""
+
+
+def sizes(setup: Setup) -> Sizes:
+    """Read the element sizes off a run.
+
+    Source: ``get_data_types`` and ``communication_data_type``, runtime/engine.py:1799-1810 and
+    1719-1730; sequence parallelism forces fp32, runtime/zero/stage_1_and_2.py:2373-2374.
+    """
+    precision = setup.training.precision
+    accumulation = setup.deepspeed.grad_accum_dtype or precision
+    communication = setup.deepspeed.communication_data_type or precision
+    if setup.layout.sp > 1:
+        communication = "fp32"
+    return Sizes(
+        model=SIZES[precision],
+        accumulation=SIZES[accumulation],
+        communication=SIZES[communication],
+        converts=communication != precision,
+    )

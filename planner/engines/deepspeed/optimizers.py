@@ -1,0 +1,48 @@
+"""What an optimizer keeps per tensor, and what one of its steps allocates on top.
+
+The tensors are fp32: ZeRO's flat partitions, flat groups, or the parameters of an fp32 model.
+"""
+
+from collections.abc import Sequence
+
+from planner.spec.training import Training
+
+EIGHT_BIT_MINIMUM = 4096
+"""Smaller tensors keep fp32 moments (bitsandbytes optim/optimizer.py, ``min_8bit_size``)."""
+
+EIGHT_BIT_BLOCK = 256
+"""Elements that share one scale (bitsandbytes optim/optimizer.py, ``blocksize``)."""
+
+
+def state_bytes(training: Training, numel: int) -> int:
+    """Bytes that the optimizer keeps for one fp32 tensor from its first step on.
+
+    adamw: two moments (torch/optim/adam.py:178-184; DeepSpeed ops/adam/fused_adam.py:155-157).
+    sgd: a momentum buffer if momentum is not 0 (torch/optim/sgd.py). lion: one moment
+    (DeepSpeed ops/lion/fused_lion.py). adamw_8bit: two moments of a byte with an fp32 scale a
+    block; fp32 below `EIGHT_BIT_MINIMUM` elements.
+    """
+    if training.optimizer == "adamw_8bit":
+        if numel < EIGHT_BIT_MINIMUM:
+            return 8 * numel
+        return 2 * (numel + 4 * -(-numel // EIGHT_BIT_BLOCK))
+    if training.optimizer == "adamw":
+        return 8 * numel
+    if training.optimizer == "sgd" and not training.momentum:
+        return 0
+    return 4 * numel
+
+
+def temporary_bytes(training: Training, numels: Sequence[int]) -> int:
+    """Highest point of what one step over these fp32 tensors allocates and frees again.
+
+    foreach: the square roots of all second moments at once (torch/optim/adam.py:787). loop: root
+    and quotient of one tensor, beside the previous tensor's quotient, which its variable still
+    holds (torch/optim/adam.py:528-534). Fused kernels, SGD and Lion work in place.
+    """
+    if training.optimizer != "adamw" or training.optimizer_kernel == "fused":
+        return 0
+    if training.optimizer_kernel == "foreach":
+        return 4 * sum(numels)
+    before = [0, *numels[:-1]]
+    return max((4 * old + 8 * new for old, new in zip(before, numels, strict=True)), default=0)

@@ -1,0 +1,239 @@
+"""How ZeRO-1 and ZeRO-2 lay parameter groups out flat and cut them into partitions.
+
+Partitions are counted by the rank's index in the dense ZeRO group. The experts' group has one
+index for every ``ep`` dense ones (utils/groups.py:433-438 of DeepSpeed 0.19.8: ranks ``i, i + ep,
+...``), so an expert partition belongs to a range of dense indices; that lets buffers that hold
+gradients of both kinds be told apart by one index.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, groupby
+from typing import NamedTuple
+
+from planner.engines.deepspeed.strategy import Setup
+from planner.layout.stage import LocalParameter
+from planner.units import round_up
+
+ALIGNMENT = 2
+"""Elements per rank to which a flat group is padded (runtime/zero/stage_1_and_2.py:387)."""
+
+MAX_EXPERT_GROUP_NUMEL = 178_956_971
+"""Experts' groups are split when they grow beyond this (moe/utils.py:74)."""
+
+Owners = tuple[int, int]
+"""A range of dense indices: first, and one past the last."""
+
+
+class Run(NamedTuple):
+    """Neighbouring ranks for which a number is the same."""
+
+    value: int
+    owners: Owners
+
+
+class Place(NamedTuple):
+    """Where one parameter lies in its flat group."""
+
+    numel: int
+    group: int
+    expert: bool
+    offset: int
+    """First element in the flat group."""
+    first: int
+    """Partition of the first element, counted in the group's own process group."""
+    last: int
+    owners: Owners
+    """Ranks whose partition holds some of its elements."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """One parameter group of the optimizer after flattening."""
+
+    parameters: tuple[int, ...]
+    """In the optimizer's own order."""
+    numel: int
+    padded_numel: int
+    partition_numel: int
+    ranks_per_partition: int
+    """1, or ``ep`` for experts."""
+    touched: tuple[Run, ...]
+    """Elements of all parameters of which a partition holds some, counted whole."""
+    pieces: tuple[Run, ...]
+    """Tensors of which a partition's gradient is put together, the padding included."""
+    padding: tuple[Run, ...]
+    """Elements of a partition beyond the last parameter."""
+    largest: tuple[Run, ...]
+    """Elements of the largest slice of a parameter in a partition."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Partition:
+    """All groups, and the place of every parameter."""
+
+    groups: tuple[Group, ...]
+    places: tuple[Place, ...]
+    """By index of the parameter."""
+    touched: tuple[Run, ...]
+    """`Group.touched`, summed over the groups."""
+
+
+def partition(setup: Setup) -> Partition:
+    """Flatten and cut the groups of a stage's optimizer.
+
+    Source: runtime/zero/stage_1_and_2.py:400-595 of DeepSpeed 0.19.8.
+    """
+    places: list[Place | None] = [None] * len(setup.parameters)
+    groups = []
+    for index, members in enumerate(parameter_groups(setup)):
+        expert = setup.parameters[members[0]].expert
+        group = _lay_out(setup, index, members, expert=expert, places=places)
+        groups.append(group)
+    return Partition(
+        groups=tuple(groups),
+        places=tuple(place for place in places if place is not None),
+        touched=sum_runs([group.touched for group in groups]),
+    )
+
+
+def parameter_groups(setup: Setup) -> Iterator[tuple[int, ...]]:
+    """Yield each group's parameters by index: dense groups first, then the experts' pieces.
+
+    Source: moe/utils.py:72-154; empty groups are dropped (runtime/engine.py:2348).
+    """
+    parameters = setup.parameters
+    everything = range(len(parameters))
+    if setup.training.parameter_groups == "one":
+        wholes = [list(everything)]
+    else:
+        wholes = [
+            [i for i in everything if parameters[i].ndim > 1],
+            [i for i in everything if parameters[i].ndim <= 1],
+        ]
+    for whole in wholes:
+        if dense := tuple(i for i in whole if not parameters[i].expert):
+            yield dense
+    for whole in wholes:
+        yield from _expert_pieces(parameters, [i for i in whole if parameters[i].expert])
+
+
+def _expert_pieces(
+    parameters: Sequence[LocalParameter], experts: Sequence[int]
+) -> Iterator[tuple[int, ...]]:
+    piece: list[int] = []
+    size = 0
+    for index in experts:
+        numel = parameters[index].numel
+        if piece and size + numel > MAX_EXPERT_GROUP_NUMEL:
+            yield tuple(piece)
+            piece, size = [], 0
+        piece.append(index)
+        size += numel
+    if piece:
+        yield tuple(piece)
+
+
+def _lay_out(
+    setup: Setup,
+    index: int,
+    members: tuple[int, ...],
+    *,
+    expert: bool,
+    places: list[Place | None],
+) -> Group:
+    degree = setup.layout.expert_zero_degree if expert else setup.layout.zero_degree
+    scale = setup.layout.zero_degree // degree
+    order = _flat_order(members, degree) if _round_robin(setup) else members
+    numels = [setup.parameters[i].numel for i in order]
+    numel = sum(numels)
+    padded = round_up(numel, ALIGNMENT * degree)
+    size = padded // degree
+    laid = []
+    for i, count, offset in zip(order, numels, accumulate(numels[:-1], initial=0), strict=True):
+        first, last = offset // size, max(offset, offset + count - 1) // size
+        place = Place(
+            count, index, expert, offset, first, last, (first * scale, (last + 1) * scale)
+        )
+        places[i] = place
+        laid.append(place)
+    padding = [max(0, (rank + 1) * size - max(numel, rank * size)) for rank in range(degree)]
+    return Group(
+        parameters=members,
+        numel=numel,
+        padded_numel=padded,
+        partition_numel=size,
+        ranks_per_partition=scale,
+        touched=runs(_spread(laid, degree, [place.numel for place in laid]), scale),
+        pieces=runs(
+            [
+                count + (pad > 0)
+                for count, pad in zip(_spread(laid, degree, [1] * len(laid)), padding, strict=True)
+            ],
+            scale,
+        ),
+        padding=runs(padding, scale),
+        largest=runs(_largest(laid, degree, size), scale),
+    )
+
+
+def _round_robin(setup: Setup) -> bool:
+    return setup.deepspeed.zero_optimization.round_robin_gradients
+
+
+def _flat_order(members: tuple[int, ...], degree: int) -> tuple[int, ...]:
+    """Every ``degree``-th parameter, from each start (stage_1_and_2.py:902-927)."""
+    return tuple(i for start in range(degree) for i in members[start::degree])
+
+
+def _spread(laid: Sequence[Place], degree: int, amounts: Iterable[int]) -> list[int]:
+    """Sum over the parameters that touch a partition, for each partition."""
+    changes = [0] * (degree + 1)
+    for place, amount in zip(laid, amounts, strict=True):
+        changes[place.first] += amount
+        changes[place.last + 1] -= amount
+    return list(accumulate(changes[:-1]))
+
+
+def _largest(laid: Sequence[Place], degree: int, size: int) -> list[int]:
+    """Elements of the largest slice in each partition."""
+    whole = _spread(laid, degree, [place.last > place.first + 1 for place in laid])
+    for place in laid:
+        if place.last > place.first + 1:
+            whole[place.first] -= 1
+            whole[place.last] -= 1
+    largest = [size if inside else 0 for inside in whole]
+    for place in laid:
+        for rank in {place.first, place.last}:
+            largest[rank] = max(largest[rank], slice_numel(place, rank, size))
+    return largest
+
+
+def slice_numel(place: Place, rank: int, size: int) -> int:
+    """Elements of a parameter in one partition of ``size`` elements."""
+    start = max(place.offset, rank * size)
+    return max(0, min(place.offset + place.numel, (rank + 1) * size) - start)
+
+
+def runs(values: Sequence[int], scale: int) -> tuple[Run, ...]:
+    """Equal neighbours folded together; each value stands for ``scale`` ranks."""
+    folded = []
+    start = 0
+    for value, equal in groupby(values):
+        end = start + sum(1 for _ in equal)
+        folded.append(Run(value, (start * scale, end * scale)))
+        start = end
+    return tuple(folded)
+
+
+def sum_runs(many: Sequence[tuple[Run, ...]]) -> tuple[Run, ...]:
+    """Rank by rank the sum of several lists of runs over the same ranks."""
+    if len(many) == 1:
+        return many[0]
+    degree = many[0][-1].owners[1]
+    changes = [0] * (degree + 1)
+    for part in many:
+        for value, (start, end) in part:
+            changes[start] += value
+            changes[end] -= value
+    return runs(list(accumulate(changes[:-1])), 1)

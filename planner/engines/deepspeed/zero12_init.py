@@ -1,0 +1,52 @@
+"""What the initialisation of ZeRO-1 and ZeRO-2 allocates.
+
+Line numbers are of runtime/zero/stage_1_and_2.py of DeepSpeed 0.19.8.
+"""
+
+from planner.engines.deepspeed.dtypes import FP32_BYTES, sizes
+from planner.engines.deepspeed.partition import Group, Partition
+from planner.engines.deepspeed.strategy import Setup
+from planner.memory.terms import Term
+from planner.memory.timeline import Timeline
+
+
+def initialise(timeline: Timeline, setup: Setup, layout: Partition) -> None:
+    """From the model's own tensors to flat groups and fp32 master partitions (400-595, 934-953)."""
+    size = sizes(setup).model
+    used = sum(place.numel for place in layout.places) * size
+    timeline.add(Term.WEIGHTS, used)
+    for group in layout.groups:
+        flat = group.padded_numel * size
+        _flatten(timeline, group, size, on_device=setup.capacity_bytes - used >= flat)
+        _clone_master(timeline, group, size)
+        used += flat - group.numel * size + group.partition_numel * FP32_BYTES
+    gradients = sum(group.partition_numel for group in layout.groups) * FP32_BYTES
+    timeline.spike(Term.INIT_COPIES, gradients)
+
+
+def _flatten(timeline: Timeline, group: Group, size: int, *, on_device: bool) -> None:
+    """Flatten on the device if the copy fits there, else by way of the host (436-520)."""
+    whole, flat = group.numel * size, group.padded_numel * size
+    padding = flat - whole
+    if not on_device:
+        timeline.add(Term.WEIGHTS, -whole)
+        timeline.add(Term.WEIGHTS, flat)
+        return
+    if len(group.parameters) == 1 and not padding:
+        return
+    timeline.add(Term.INIT_COPIES, padding)
+    timeline.add(Term.INIT_COPIES, flat)
+    timeline.add(Term.INIT_COPIES, -padding)
+    timeline.add(Term.WEIGHTS, -whole)
+    timeline.add(Term.INIT_COPIES, -flat)
+    timeline.add(Term.WEIGHTS, flat)
+
+
+def _clone_master(timeline: Timeline, group: Group, size: int) -> None:
+    """Clone the partition, then cast it to fp32 (553-554)."""
+    if size == FP32_BYTES:
+        timeline.add(Term.MASTER_WEIGHTS, group.partition_numel * FP32_BYTES)
+        return
+    timeline.add(Term.INIT_COPIES, group.partition_numel * size)
+    timeline.add(Term.MASTER_WEIGHTS, group.partition_numel * FP32_BYTES)
+    timeline.add(Term.INIT_COPIES, -group.partition_numel * size)

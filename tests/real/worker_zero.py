@@ -1,0 +1,133 @@
+"""Trains parameters without activations under DeepSpeed, and reports what each phase allocated.
+
+The model is a chain of `Touch`: it hands a scalar on and, going back, leaves a whole gradient for
+its parameter, in reverse order, and nothing else. So every byte beyond that is DeepSpeed's.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.ops.adam import FusedAdam
+
+from planner.validate.ledger import Ledger
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class Touch(torch.autograd.Function):
+    """``x`` again; the gradient of ``weight`` is a new tensor of its size."""
+
+    @staticmethod
+    def forward(context: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Keep the parameter, which costs nothing."""
+        context.save_for_backward(weight)
+        return x.clone()
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A gradient of zeros for the weight."""
+        (weight,) = context.saved_tensors
+        return gradient, torch.zeros_like(weight)
+
+
+class Chain(torch.nn.Module):
+    """Parameters of the given shapes, touched one after the other."""
+
+    def __init__(self, shapes: list[list[int]], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weights = torch.nn.ParameterList(
+            torch.nn.Parameter(torch.zeros(shape, dtype=dtype)) for shape in shapes
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Pass through all parameters in order."""
+        for weight in self.weights:
+            x = Touch.apply(x, weight)
+        return x.sum()
+
+
+class FusedStandIn(FusedAdam):  # type: ignore[misc]
+    """What FusedAdam allocates (ops/adam/fused_adam.py:149-157), without its CUDA kernel."""
+
+    def __init__(self, params: Any) -> None:
+        torch.optim.Optimizer.__init__(self, params, {"lr": 1e-3})
+
+    def step(self, closure: Any = None, **_: Any) -> None:
+        """Create the moments of what has a gradient."""
+        del closure
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                if parameter.grad is not None and not state:
+                    state["exp_avg"] = torch.zeros_like(parameter.data)
+                    state["exp_avg_sq"] = torch.zeros_like(parameter.data)
+
+
+def make_optimizer(name: str, kernel: str, params: Any) -> torch.optim.Optimizer:
+    """The optimizer of a case, on the parameter groups it is given."""
+    kernels = {"fused": {"fused": True}, "foreach": {"foreach": True}, "loop": {"foreach": False}}
+    if name == "adamw":
+        if kernel == "stand_in":
+            return FusedStandIn(params)
+        return torch.optim.AdamW(params, lr=1e-3, **kernels[kernel])
+    if name == "sgd":
+        return torch.optim.SGD(params, lr=1e-3, momentum=0.9, **kernels[kernel])
+    raise ValueError(name)
+
+
+def split(weights: Any, groups: str) -> list[dict[str, Any]]:
+    """All in one group, or those with one dim in a second."""
+    if groups == "one":
+        return [{"params": list(weights)}]
+    return [
+        {"params": [w for w in weights if w.ndim > 1]},
+        {"params": [w for w in weights if w.ndim == 1], "weight_decay": 0.0},
+    ]
+
+
+def train(case: dict[str, Any], ledger: Ledger) -> None:
+    """Initialise and take the steps of the case, each phase read on its own."""
+    dtype = DTYPES[case["precision"]]
+    model = Chain(case["shapes"], dtype)
+    phase = ledger.books.phase
+    with phase("init"):
+        params = split(model.weights, case.get("groups", "one"))
+        engine, *_ = deepspeed.initialize(
+            model=model,
+            config=case["config"],
+            model_parameters=params,
+            optimizer=lambda groups: make_optimizer(
+                case.get("optimizer", "adamw"), case.get("kernel", "fused"), groups
+            ),
+        )
+    x = torch.ones(1, dtype=dtype, requires_grad=True)
+    for step in range(case.get("steps", 2)):
+        for micro_step in range(case["config"]["gradient_accumulation_steps"]):
+            with phase(f"{step}.{micro_step}.forward"):
+                loss = engine(x)
+            with phase(f"{step}.{micro_step}.backward"):
+                engine.backward(loss)
+                del loss
+            if micro_step + 1 < case["config"]["gradient_accumulation_steps"]:
+                engine.step()
+        with phase(f"{step}.step"):
+            engine.step()
+
+
+def main() -> None:
+    """Run the case of the command line and write the readings."""
+    case, output = json.loads(sys.argv[1]), Path(sys.argv[2])
+    deepspeed.init_distributed("gloo")
+    ledger = Ledger()
+    with ledger:
+        train(case, ledger)
+    output.write_text(json.dumps([reading._asdict() for reading in ledger.books.readings]))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
