@@ -35,7 +35,7 @@ _TRAINING_HANDLES = 2
 
 
 def read_catalogue(path: Path) -> Any:
-    """What a YAML file of this package holds."""
+    """Read a YAML file of this package."""
     with path.open(encoding="utf-8") as file:
         return yaml.load(file, Loader=_SAFE_LOADER)  # noqa: S506 - both loaders are safe ones
 
@@ -79,7 +79,7 @@ def link(name: str) -> Link:
 
 
 def workspace_bytes(device: Device) -> int:
-    """What cuBLAS workspaces hold of PyTorch's allocator on a device that trains, in bytes.
+    """Size what cuBLAS workspaces hold of PyTorch's allocator on a device that trains, in bytes.
 
     ``2 W``: one workspace per handle and stream, kept until the process ends. W is 32 MiB on
     Hopper and Blackwell, ``4096 KiB * 2 + 16 KiB * 8`` = 8,519,680 B before, 32 MiB with ROCm and
@@ -114,7 +114,7 @@ def _link(name: str, row: Mapping[str, Any]) -> Link:
 
 
 def _suggest(name: str, known: tuple[str, ...]) -> str:
-    """The near names, or all of them where none is near."""
+    """Offer the near names, or all of them where none is near."""
     near = get_close_matches(name, known, n=3, cutoff=0.5) or [
         other for other in known if other.startswith(name.split("-", maxsplit=1)[0])
     ]
