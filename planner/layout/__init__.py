@@ -1,1 +1,1 @@
-"""Where it lies: ranks and groups, how a tensor is cut, which layers a stage holds, the schedule."""
+"""Where it lies: ranks and groups, how tensors are cut, the layers of a stage, the schedule."""

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.layout.ranks import PartitionIndex
 from planner.memory.terms import Term
 
 Group = Literal["dense", "expert"]
@@ -23,13 +24,6 @@ EVERYONE = (0, 2**31 - 1)
 
 _MATRIX_CELLS = 2**20
 """Bounds the memory of `Timeline.peaks`: ranks are taken in portions."""
-
-
-class PartitionIndex(NamedTuple):
-    """Where a rank stands in its two ZeRO groups."""
-
-    dense: int
-    expert: int
 
 
 _NOBODY = PartitionIndex(-1, -1)

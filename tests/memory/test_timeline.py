@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.memory.terms import Term
-from planner.memory.timeline import EVERYONE, PartitionIndex, Timeline
+from planner.layout.ranks import PartitionIndex
+from planner.memory.timeline import EVERYONE, Timeline
 
 INDICES = [PartitionIndex(dense, dense // 2) for dense in range(4)]
 
