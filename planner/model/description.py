@@ -1,11 +1,17 @@
 """The one description of a model that everything else reads.
 
 A model is a stem (embeddings), blocks, and a tail (last norm, head). Equal blocks share one
-`Layer` value, so whatever is computed per layer is computed once and cached by it.
+`Layer` value (the same object), so whatever is computed per layer is computed once and cached by it.
+
+Two orders, and they differ: `Model.placed` is the order of the forward pass, which pipelines cut;
+`Model.registered` and `Model.parameters` follow ``named_parameters()``, in which DeepSpeed flattens
+a model that it gets whole (OPT registers its last norm before its blocks). A tied head has no
+parameters of its own. ``inventory_only`` models (imported ones) know every parameter but nothing
+of how they compute: their layers have no `Attention`, `Mlp` or `Norm`, so no activations follow.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
 
@@ -27,7 +33,10 @@ Component = Literal[
     "shared_experts",
     "norm",
     "head",
+    "vision",
+    "other",
 ]
+"""vision: an image tower with its projector; other: what an imported model does not tell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +50,7 @@ class Parameter:
     tp_dim: int | None = None
     """The tensor dim that tensor parallelism cuts; None: every rank holds the whole."""
     routed: bool = False
-    """Belongs to the routed experts; dim 0 of ``shape`` counts the experts if it is 3-D."""
+    """Belongs to the routed experts; dim 0 of ``shape`` counts them, biases included."""
 
     @property
     def numel(self) -> int:
@@ -107,6 +116,8 @@ class Mlp:
     """As the configuration spells it: ``silu``, ``gelu_new``, ``relu``, ..."""
     bias: bool = False
     fused_gate_up: bool = False
+    clamped: bool = False
+    """gpt-oss: gate and up are clamped, and the product is ``(up + 1) * gate * sigmoid(a * gate)``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +132,14 @@ class Moe:
     shared_gate: bool = False
     score: Literal["softmax", "sigmoid"] = "softmax"
     router_bias: bool = False
+    score_correction: bool = False
+    """A buffer of one fp32 value an expert is added to the scores before the choice."""
+    normalize: bool = False
+    """The chosen experts' weights are divided by their sum."""
+    num_groups: int = 1
+    groups_per_token: int = 1
+    """Only the experts of this many of ``num_groups`` groups are candidates."""
+    scaling_factor: float = 1.0
 
 
 Residual = Literal[
@@ -147,10 +166,19 @@ class Layer:
     mlp: Mlp | Moe | None = None
     residual: Residual = "pre"
     hidden_dropout: float = 0.0
+    """Of the branches before they join the residual; of the stem: on its output."""
     positions: Literal["none", "learned"] = "none"
+    token_types: bool = False
+    """The stem adds an embedding of BERT's two segments."""
     embedding_norm: bool = False
+    embedding_scale: bool = False
+    """The stem multiplies its output by the square root of the hidden size (Gemma)."""
+    embedding_size: int | None = None
+    """Width of the embedding where a projection follows it (OPT-350m); None: the hidden size."""
     head_transform: bool = False
     """BERT's dense + activation + norm before the decoder."""
+    logit_softcap: bool = False
+    """The head bends its logits with tanh (Gemma 2)."""
 
     @property
     def numel(self) -> int:
@@ -164,6 +192,8 @@ class Placed:
 
     prefix: str
     layer: Layer
+    registered_early: bool = False
+    """Of a layer of the tail: ``named_parameters()`` lists it between the stem and the blocks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +214,8 @@ class Model:
     blocks: tuple[Placed, ...]
     tail: tuple[Placed, ...]
     """What follows the blocks, in order; mostly the last norm, then the head."""
+    inventory_only: bool = False
+    """Only the parameters are known, not what the layers compute."""
 
     @property
     def num_layers(self) -> int:
@@ -196,17 +228,18 @@ class Model:
         yield from self.blocks
         yield from self.tail
 
+    def registered(self) -> Iterator[Placed]:
+        """All layers in the order of ``named_parameters()``."""
+        yield self.stem
+        yield from (placed for placed in self.tail if placed.registered_early)
+        yield from self.blocks
+        yield from (placed for placed in self.tail if not placed.registered_early)
+
     def parameters(self) -> Iterator[Parameter]:
-        """All parameters with full names, each once, in the framework's own order."""
-        for placed in self.placed():
+        """All parameters with full names, each once, in the order of ``named_parameters()``."""
+        for placed in self.registered():
             for parameter in placed.layer.parameters:
-                yield Parameter(
-                    name=placed.prefix + parameter.name,
-                    shape=parameter.shape,
-                    component=parameter.component,
-                    tp_dim=parameter.tp_dim,
-                    routed=parameter.routed,
-                )
+                yield replace(parameter, name=placed.prefix + parameter.name)
 
     @property
     def num_parameters(self) -> int:

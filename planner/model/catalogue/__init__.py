@@ -1,0 +1,61 @@
+"""Models that are known by name: their configurations, with the keys as published.
+
+``NAME.json`` is a configuration in Hugging Face's form; ``index.yaml`` says where each comes from,
+which total its publisher prints, and the exact one.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """What is known of a model beside its configuration."""
+
+    name: str
+    family: str
+    """``model_type`` of the configuration."""
+    parameters: int
+    """Exact, as transformers 5.23 builds the model."""
+    published: int | None
+    """The total that its publisher or a model hub states; None: only a rounded one."""
+    source: str
+    note: str = ""
+    aliases: tuple[str, ...] = ()
+
+
+def names() -> tuple[str, ...]:
+    """Names of all models, in order."""
+    return tuple(sorted(path.stem for path in FOLDER.glob("*.json")))
+
+
+def path_of(name: str) -> Path | None:
+    """Return the configuration's file; None for a name that is not known."""
+    path = FOLDER / f"{name}.json"
+    plain = name == Path(name).name
+    if plain and path.is_file():
+        return path
+    found = next((entry for entry in entries() if name.lower() in _all_names(entry)), None)
+    return None if found is None else FOLDER / f"{found.name}.json"
+
+
+@cache
+def entries() -> tuple[Entry, ...]:
+    """Everything in the index, in the order of names."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    data = yaml.load((FOLDER / "index.yaml").read_text(encoding="utf-8"), Loader=loader)
+    return tuple(_entry(name, item) for name, item in sorted(data.items()))
+
+
+def _entry(name: str, item: dict[str, Any]) -> Entry:
+    return Entry(name=name, **{**item, "aliases": tuple(item.get("aliases", ()))})
+
+
+def _all_names(entry: Entry) -> tuple[str, ...]:
+    return entry.name.lower(), *(alias.lower() for alias in entry.aliases)
