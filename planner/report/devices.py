@@ -17,6 +17,8 @@ _REMARKS = (
     "Any other device: device: {memory: 79.1GiB, ...} in the file.",
 )
 
+_WIDTH_WITH_LINKS = 100
+
 
 def document() -> dict[str, Any]:
     """Build ``planner.devices/1``; sizes in bytes, rates per second."""
@@ -48,19 +50,21 @@ def _device(found: Device) -> dict[str, Any]:
     }
 
 
-def render() -> RenderableType:
-    """Draw both catalogues, then what their columns mean."""
+def render(*, width: int) -> RenderableType:
+    """Draw both catalogues, then what their columns mean; a narrow terminal gets no links."""
     remarks = [Text(remark, style="dim") for remark in _REMARKS]
-    return Group(_device_table(), Text(), _link_table(), Text(), *remarks)
+    table = _device_table(with_links=width >= _WIDTH_WITH_LINKS)
+    return Group(table, Text(), _link_table(), Text(), *remarks)
 
 
-def _device_table() -> Table:
+def _device_table(*, with_links: bool) -> Table:
     table = _table(
         ("device", "memory\nGiB", "GB/s", "bf16\nTFLOPS", "fp32\nTFLOPS", "workspaces\nMiB")
     )
-    for heading in ("to its peers", "to its host"):
+    for heading in ("to its peers", "to its host") if with_links else ():
         table.add_column(heading)
     for found in devices().values():
+        joined = (_link_text(found.peer_link), _link_text(found.host_link))
         table.add_row(
             found.name,
             show_gib(found.memory_bytes),
@@ -68,8 +72,7 @@ def _device_table() -> Table:
             f"{found.bf16_flops_per_second / 1e12:.4g}",
             f"{found.fp32_flops_per_second / 1e12:.4g}",
             f"{workspace_bytes(found) / MIB:.2f}",
-            _link_text(found.peer_link),
-            _link_text(found.host_link),
+            *(joined if with_links else ()),
         )
     return table
 

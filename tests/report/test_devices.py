@@ -1,5 +1,6 @@
 import json
 
+import pytest
 from rich.console import Console
 
 from planner.report.devices import document, render
@@ -20,12 +21,14 @@ def test_sizes_in_the_document_are_bytes_and_rates_are_per_second() -> None:
     assert row["workspace_bytes"] == 2 * 32 * 2**20
 
 
-def test_a_terminal_of_120_columns_shows_every_device_on_one_line() -> None:
-    console = Console(width=120, record=True, file=None, force_terminal=False)
+@pytest.mark.parametrize("width", [70, 80, 100, 120, 200])
+def test_every_device_has_one_whole_line_at_any_usual_width(width: int) -> None:
+    console = Console(width=width)
     with console.capture() as captured:
-        console.print(render())
+        console.print(render(width=width))
     lines = captured.get().splitlines()
     for name in names():
         assert sum(line.startswith(f"{name} ") for line in lines) == 1
-    (h100,) = [line for line in lines if line.startswith("h100-sxm-80gb ")]
-    assert h100.split()[:6] == ["h100-sxm-80gb", "79.10", "3350", "989.5", "67", "64.00"]
+    (h100,) = [line.split() for line in lines if line.startswith("h100-sxm-80gb ")]
+    assert h100[:6] == ["h100-sxm-80gb", "79.10", "3350", "989.5", "67", "64.00"]
+    assert h100[6:] == (["nvlink4", "450", "pcie5", "63"] if width >= 100 else [])
