@@ -10,6 +10,7 @@ class LocalParameter(NamedTuple):
     """A parameter after tensor and expert parallelism have cut it."""
 
     name: str
+    """Relative to the layer's prefix."""
     numel: int
     """Elements on this rank, before ZeRO."""
     expert: bool
@@ -24,8 +25,11 @@ class LocalLayer:
 
     placed: Placed
     parameters: tuple[LocalParameter, ...]
-    """Same order as the layer's own; a head that is tied to the embedding of the same stage has
-    none, one that is tied across stages holds a copy of the embedding's weight."""
+    """In the order in which the training code registers them: the layer's own, except that who
+    runs the experts may split, join and move them. A head that is tied to the embedding of the
+    same stage has none, one that is tied across stages holds a copy of the embedding's weight."""
+    places: tuple[tuple[int, ...], ...]
+    """For each of the layer's own parameters: where in ``parameters`` its elements are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +39,10 @@ class Stage:
     index: int
     num_stages: int
     layers: tuple[LocalLayer, ...]
+    """In the order of the forward pass."""
+    registered: tuple[int, ...]
+    """Indices of ``layers`` in the order in which the training code registers them, which is the
+    order of ``named_parameters()`` and so that of the optimizer."""
 
     @property
     def num_parameters(self) -> int:

@@ -1,0 +1,186 @@
+"""The model as one rank of each pipeline stage holds it."""
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+from planner.layout.experts import ExpertCut, Piece, expert_holder, expert_pieces
+from planner.layout.partition import partition_layers
+from planner.layout.ranks import ExpertGrouping
+from planner.layout.stage import LocalLayer, LocalParameter, Stage
+from planner.layout.tensor import TensorCut, cut_style, local_numel, tensor_cut
+from planner.model.description import Model, Parameter, Placed
+from planner.spec.deepspeed import DeepSpeed
+from planner.spec.layout import Layout
+from planner.spec.training import Training
+
+_BLOCK_CLASSES = {"gpt2": "GPT2Block", "bloom": "BloomBlock", "gpt_neox": "GPTNeoXLayer"}
+"""Classes of transformers that do not end in DecoderLayer; BERT's ends in Layer."""
+
+
+class _Cuts(NamedTuple):
+    """How this rank's tensors and experts are cut."""
+
+    tensor: TensorCut
+    expert: ExpertCut
+
+
+def stages(
+    model: Model, layout: Layout, training: Training, deepspeed: DeepSpeed, tp_rank: int = 0
+) -> tuple[Stage, ...]:
+    """Return what the ranks with this ``tp_rank`` hold, stage by stage, before ZeRO.
+
+    With pipeline parallelism the model is a `PipelineModule` of the stem, each block, and the
+    layers of the tail, divided by ``deepspeed.pipeline.partition_method``. A stage may be empty.
+
+    Raises:
+        LayoutError: tp or ep does not divide what it cuts, or the method is none.
+
+    """
+    layers = _local_layers(model, layout, training, deepspeed, tp_rank)
+    if layout.pp == 1:
+        return (_stage(0, 1, layers, _registered(model)),)
+    weights = [sum(p.numel for p in layer.parameters) for layer in layers]
+    tied = model.tied and len(layers) > 1
+    if tied:
+        weights[-1] += _token_embedding(layers[0]).numel
+    parts = partition_layers(
+        layer_classes(model), weights, deepspeed.pipeline.partition_method, layout.pp
+    )
+    return tuple(
+        _pipeline_stage(index, layout.pp, layers, part, tied=tied)
+        for index, part in enumerate(parts)
+    )
+
+
+def expert_grouping(layout: Layout, training: Training) -> ExpertGrouping:
+    """Experts that tensor parallelism cuts are spread within a lane, whole ones over the stage."""
+    return "stage" if cut_style(layout, training) == "autotp" else "lane"
+
+
+def layer_classes(model: Model) -> tuple[str, ...]:
+    """Class names of the assumed pipeline layers, which ``type:REGEX`` searches."""
+    name = model.implementation.partition("For")[0].removesuffix("LMHeadModel")
+    block = _BLOCK_CLASSES.get(
+        model.family, f"{name}Layer" if model.family == "bert" else f"{name}DecoderLayer"
+    )
+    kinds = {"stem": "Embedding", "block": block, "norm": "Norm", "head": "Linear"}
+    return tuple(kinds[placed.layer.kind] for placed in model.placed())
+
+
+def _registered(model: Model) -> tuple[int, ...]:
+    """Places in the forward order of the layers as ``named_parameters()`` lists them."""
+    forward = {id(placed): index for index, placed in enumerate(model.placed())}
+    return tuple(forward[id(placed)] for placed in model.registered())
+
+
+def _pipeline_stage(
+    index: int, num_stages: int, layers: Sequence[LocalLayer], part: range, *, tied: bool
+) -> Stage:
+    """A stage of a `PipelineModule`; tied modules are registered before all others (module.py:194).
+
+    A tied head on another stage than the stem holds a copy of the embedding's weight.
+    """
+    own = [layers[place] for place in part]
+    order = tuple(range(len(own)))
+    if tied and len(layers) - 1 in part and 0 not in part:
+        own[-1] = _with_copy(own[-1], _token_embedding(layers[0]))
+        order = order[-1:] + order[:-1]
+    return _stage(index, num_stages, own, order)
+
+
+def _stage(
+    index: int, num_stages: int, layers: Sequence[LocalLayer], registered: tuple[int, ...]
+) -> Stage:
+    return Stage(index=index, num_stages=num_stages, layers=tuple(layers), registered=registered)
+
+
+def _token_embedding(stem: LocalLayer) -> LocalParameter:
+    """The weight that a tied head shares: the stem's embedding that is cut by vocabulary."""
+    own = stem.placed.layer.parameters
+    place = next(i for i, p in enumerate(own) if p.component == "embedding" and p.tp_dim == 0)
+    return stem.parameters[stem.places[place][0]]
+
+
+def _with_copy(head: LocalLayer, weight: LocalParameter) -> LocalLayer:
+    return LocalLayer(
+        placed=head.placed, parameters=(weight, *head.parameters), places=_shifted(head.places)
+    )
+
+
+def _shifted(places: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(place + 1 for place in own) for own in places)
+
+
+def _local_layers(
+    model: Model, layout: Layout, training: Training, deepspeed: DeepSpeed, tp_rank: int
+) -> list[LocalLayer]:
+    """All layers in forward order; layers that are the same object are cut once."""
+    tensor = tensor_cut(model, layout, training, tp_rank)
+    experts_tp = layout.tp if tensor.style == "megatron" else 1
+    cuts = _Cuts(tensor, ExpertCut(expert_holder(layout, deepspeed), layout.ep, experts_tp))
+    made: dict[int, LocalLayer] = {}
+    local = []
+    for placed in model.placed():
+        known = made.get(id(placed.layer))
+        if known is None:
+            known = made[id(placed.layer)] = _cut_layer(placed, cuts)
+        local.append(LocalLayer(placed=placed, parameters=known.parameters, places=known.places))
+    return local
+
+
+def _cut_layer(placed: Placed, cuts: _Cuts) -> LocalLayer:
+    own = placed.layer.parameters
+    pieces = _ordered(own, _pieces(placed, cuts), cuts.expert)
+    places = tuple(
+        tuple(at for at, piece in enumerate(pieces) if piece.source == index)
+        for index in range(len(own))
+    )
+    return LocalLayer(
+        placed=placed, parameters=tuple(piece.parameter for piece in pieces), places=places
+    )
+
+
+def _pieces(placed: Placed, cuts: _Cuts) -> list[Piece]:
+    """In the layer's own order, all experts where the first one stands."""
+    own = placed.layer.parameters
+    routed = [index for index, parameter in enumerate(own) if parameter.routed]
+    pieces = []
+    for index, parameter in enumerate(own):
+        if not parameter.routed:
+            numel = local_numel(
+                parameter, placed.layer.attention, cuts.tensor, prefix=placed.prefix
+            )
+            kept = LocalParameter(parameter.name, numel, expert=False, ndim=len(parameter.shape))
+            pieces.append(Piece(index, kept))
+        elif index == routed[0]:
+            pieces += expert_pieces(own, routed, cuts.expert)
+    return pieces
+
+
+def _ordered(own: Sequence[Parameter], pieces: list[Piece], cut: ExpertCut) -> list[Piece]:
+    """Router, experts, shared ones, as DeepSpeed's layers register them; else the model's order."""
+    inside = [at for at, piece in enumerate(pieces) if _rank_in_mixture(own[piece.source]) >= 0]
+    if cut.holder == "model" or not inside:
+        return pieces
+    first, last = inside[0], inside[-1] + 1
+    moved = sorted(pieces[first:last], key=lambda piece: _rank_in_mixture(own[piece.source]))
+    return [*pieces[:first], *moved, *pieces[last:]]
+
+
+def _rank_in_mixture(parameter: Parameter) -> int:
+    order = ("router", "routed_experts", "shared_experts")
+    return order.index(parameter.component) if parameter.component in order else -1
+
+
+def offsets(stage: Stage) -> tuple[int, ...]:
+    """Index of each layer's first parameter if they are numbered in the registered order."""
+    counts = [len(stage.layers[index].parameters) for index in stage.registered]
+    starts = accumulate(counts[:-1], initial=0)
+    by_layer = dict(zip(stage.registered, starts, strict=True))
+    return tuple(by_layer[index] for index in range(len(stage.layers)))
+
+
+def registered_parameters(stage: Stage) -> tuple[LocalParameter, ...]:
+    """All parameters in the order in which the optimizer gets them."""
+    return tuple(p for index in stage.registered for p in stage.layers[index].parameters)

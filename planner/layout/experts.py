@@ -1,0 +1,117 @@
+"""What expert parallelism leaves of a block's experts, in the order of who runs them.
+
+transformers 5 fuses a block's experts into ``gate_up_proj`` and ``down_proj``. With ``ep`` of 1 they
+stay so and are parameters like any other. AutoEP puts a layer of its own in the block's place: the
+router, then ``w1`` (gate), ``w2`` (down) and ``w3`` (up) of the rank's experts, then what is shared
+(module_inject/auto_ep_layer.py:507, moe/ep_experts.py:372). DeepSpeed's MoE layer holds its router
+and one module for each of the rank's experts (moe/experts.py:14, sharded_moe.py:625).
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from planner.errors import LayoutError
+from planner.layout.stage import LocalParameter
+from planner.model.description import Parameter
+from planner.spec.deepspeed import DeepSpeed
+from planner.spec.layout import Layout
+
+ExpertHolder = Literal["model", "autoep", "moe"]
+"""Whose module holds the routed experts."""
+
+
+class ExpertCut(NamedTuple):
+    """How the experts of a block are dealt out and cut."""
+
+    holder: ExpertHolder
+    ep: int
+    tp: int
+    """By how much tensor parallelism cuts each expert; 1 where experts stay whole."""
+
+
+class Piece(NamedTuple):
+    """A local parameter, and the layer's own parameter (by index) that its elements come from."""
+
+    source: int
+    parameter: LocalParameter
+
+
+def expert_holder(layout: Layout, deepspeed: DeepSpeed) -> ExpertHolder:
+    """AutoEP only replaces experts that are to be spread out."""
+    if deepspeed.expert_engine == "moe":
+        return "moe"
+    return "autoep" if layout.ep > 1 else "model"
+
+
+def expert_pieces(
+    parameters: Sequence[Parameter], indices: Sequence[int], cut: ExpertCut
+) -> list[Piece]:
+    """The routed experts of one block, ``indices`` among its ``parameters``.
+
+    Raises:
+        LayoutError: ``ep`` does not divide the experts, or tp a dim of an expert.
+
+    """
+    if cut.holder == "model":
+        return [Piece(index, _whole(parameters[index], cut)) for index in indices]
+    split = [
+        (index, name, _share(parameters[index], cut) // parts)
+        for index in indices
+        for name, parts in _projections(parameters[index].name)
+    ]
+    split.sort(key=lambda item: _ORDER[cut.holder].index(_kind(item[1])))
+    if cut.holder == "autoep":
+        return [
+            Piece(index, LocalParameter(name, numel, expert=True, ndim=3))
+            for index, name, numel in split
+        ]
+    count = parameters[indices[0]].shape[0] // cut.ep
+    return [
+        Piece(
+            index,
+            LocalParameter(
+                f"{expert}.{name}",
+                numel // count,
+                expert=True,
+                ndim=len(parameters[index].shape) - 1,
+            ),
+        )
+        for expert in range(count)
+        for index, name, numel in split
+    ]
+
+
+_ORDER = {"autoep": ("gate", "down", "up"), "moe": ("gate", "up", "down")}
+
+
+def _kind(name: str) -> str:
+    return name.removesuffix("_bias").removesuffix("_proj").rpartition(".")[2]
+
+
+def _projections(name: str) -> list[tuple[str, int]]:
+    """The projections in a fused parameter, each with how many share its elements equally."""
+    if "gate_up_proj" not in name:
+        return [(name, 1)]
+    return [(name.replace("gate_up_proj", f"{half}_proj"), 2) for half in ("gate", "up")]
+
+
+def _whole(parameter: Parameter, cut: ExpertCut) -> LocalParameter:
+    return LocalParameter(
+        parameter.name, _share(parameter, cut), expert=False, ndim=len(parameter.shape)
+    )
+
+
+def _share(parameter: Parameter, cut: ExpertCut) -> int:
+    """Elements of a fused parameter on one rank."""
+    if parameter.shape[0] % cut.ep:
+        raise LayoutError(
+            f"layout.ep: {cut.ep} does not divide the {parameter.shape[0]} experts; choose ep from "
+            f"{[d for d in range(1, cut.ep + 1) if parameter.shape[0] % d == 0]}"
+        )
+    tp = 1 if parameter.tp_dim is None else cut.tp
+    if parameter.tp_dim is not None and parameter.shape[parameter.tp_dim] % tp:
+        raise LayoutError(
+            f"layout.tp: {tp} does not divide {parameter.name}, which has "
+            f"{parameter.shape[parameter.tp_dim]}; choose a smaller tp"
+        )
+    return parameter.numel // cut.ep // tp
