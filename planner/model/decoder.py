@@ -1,4 +1,4 @@
-"""The frame that most decoders share: ``model.embed_tokens``, ``model.layers.N``, ``norm``, head."""
+"""The frame of most decoders: ``model.embed_tokens``, ``model.layers.N``, ``norm``, head."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ def read_frame(
     aliases: Iterable[str] = (),
     norm: Norm = RMS,
 ) -> Frame:
-    """Read what every decoder's configuration has; ``positions`` and ``tied`` are class defaults."""
+    """Read what all decoders have in common; ``positions`` and ``tied`` are class defaults."""
     return Frame(
         implementation=trained_class(keys, implementation, aliases=aliases),
         hidden=keys.size("hidden_size"),
@@ -113,18 +113,19 @@ def decoder(keys: Keys, frame: Frame, blocks: Iterable[Layer]) -> Model:
         hidden_dropout=frame.embedding_dropout,
         embedding_scale=frame.embedding_scale,
     )
-    last = Layer(
-        kind="norm",
-        parameters=parts.norm(frame.last_norm, frame.hidden, frame.norm),
-        norm=frame.norm,
+    return assemble(
+        keys,
+        frame,
+        stem=Placed(prefix=frame.prefix, layer=stem),
+        blocks=numbered(f"{frame.prefix}layers.", blocks),
+        tail=(last_norm(frame), last_head(frame)),
     )
-    top = Layer(
-        kind="head",
-        parameters=()
-        if frame.tied
-        else parts.head("lm_head", frame.hidden, frame.vocab, bias=frame.head_bias),
-        logit_softcap=frame.logit_softcap,
-    )
+
+
+def assemble(
+    keys: Keys, frame: Frame, *, stem: Placed, blocks: tuple[Placed, ...], tail: tuple[Placed, ...]
+) -> Model:
+    """Put a model together."""
     return Model(
         name=keys.name,
         family=str(keys.data.get("model_type")),
@@ -133,13 +134,36 @@ def decoder(keys: Keys, frame: Frame, blocks: Iterable[Layer]) -> Model:
         vocab_size=frame.vocab,
         max_positions=frame.positions,
         tied=frame.tied,
-        stem=Placed(prefix=frame.prefix, layer=stem),
-        blocks=tuple(
-            Placed(prefix=f"{frame.prefix}layers.{index}.", layer=layer)
-            for index, layer in enumerate(blocks)
-        ),
-        tail=(Placed(prefix=frame.prefix, layer=last), Placed(prefix="", layer=top)),
+        stem=stem,
+        blocks=blocks,
+        tail=tail,
     )
+
+
+def numbered(prefix: str, layers: Iterable[Layer]) -> tuple[Placed, ...]:
+    """Place blocks as a ``ModuleList`` numbers them."""
+    return tuple(
+        Placed(prefix=f"{prefix}{index}.", layer=layer) for index, layer in enumerate(layers)
+    )
+
+
+def last_norm(frame: Frame, *, registered_early: bool = False) -> Placed:
+    """Place the norm after the blocks."""
+    layer = Layer(
+        kind="norm",
+        parameters=parts.norm(frame.last_norm, frame.hidden, frame.norm),
+        norm=frame.norm,
+    )
+    return Placed(prefix=frame.prefix, layer=layer, registered_early=registered_early)
+
+
+def last_head(frame: Frame, name: str = "lm_head") -> Placed:
+    """Place the head; a tied one has no parameters."""
+    own = parts.head(name, frame.hidden, frame.vocab, bias=frame.head_bias)
+    layer = Layer(
+        kind="head", parameters=() if frame.tied else own, logit_softcap=frame.logit_softcap
+    )
+    return Placed(prefix="", layer=layer)
 
 
 def gated_block(

@@ -1,7 +1,7 @@
 """The one description of a model that everything else reads.
 
 A model is a stem (embeddings), blocks, and a tail (last norm, head). Equal blocks share one
-`Layer` value (the same object), so whatever is computed per layer is computed once and cached by it.
+`Layer` value (the same object), so whatever is computed per layer is computed once.
 
 Two orders, and they differ: `Model.placed` is the order of the forward pass, which pipelines cut;
 `Model.registered` and `Model.parameters` follow ``named_parameters()``, in which DeepSpeed flattens
@@ -62,8 +62,9 @@ class Parameter:
 class Norm:
     """A normalisation over the hidden (or head) dim."""
 
-    kind: Literal["layer", "rms", "rms_one_plus"]
-    """``rms_one_plus``: Gemma's, which multiplies by 1 + weight in fp32."""
+    kind: Literal["layer", "rms", "rms_fp32", "rms_one_plus"]
+    """rms: normalises in fp32, rounds, then multiplies by the weight (Llama); rms_fp32: multiplies
+    before it rounds (OLMo 2, gpt-oss); rms_one_plus: the same with 1 + weight (Gemma)."""
     affine: bool = True
     bias: bool = False
 
@@ -117,7 +118,7 @@ class Mlp:
     bias: bool = False
     fused_gate_up: bool = False
     clamped: bool = False
-    """gpt-oss: gate and up are clamped, and the product is ``(up + 1) * gate * sigmoid(a * gate)``."""
+    """gpt-oss: gate and up are clamped, then ``(up + 1) * gate * sigmoid(a * gate)``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +133,8 @@ class Moe:
     shared_gate: bool = False
     score: Literal["softmax", "sigmoid"] = "softmax"
     router_bias: bool = False
+    router_fp32: bool = False
+    """The router casts its input and its weight to fp32 (DeepSeek, GLM-4.5)."""
     score_correction: bool = False
     """A buffer of one fp32 value an expert is added to the scores before the choice."""
     normalize: bool = False
@@ -174,7 +177,7 @@ class Layer:
     embedding_scale: bool = False
     """The stem multiplies its output by the square root of the hidden size (Gemma)."""
     embedding_size: int | None = None
-    """Width of the embedding where a projection follows it (OPT-350m); None: the hidden size."""
+    """Of a stem or a head that projects from or to a narrower embedding (OPT-350m): its width."""
     head_transform: bool = False
     """BERT's dense + activation + norm before the decoder."""
     logit_softcap: bool = False

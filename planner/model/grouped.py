@@ -25,7 +25,7 @@ def grouped_attention(
 ) -> Attention:
     """Multi-head, grouped-query or multi-query attention.
 
-    ``kv_heads`` and ``head_size`` are the class's defaults (None: as many as heads; hidden / heads),
+    ``kv_heads`` and ``head_size`` are class defaults (None: as many as heads; hidden / heads),
     ``rotary`` the rotated share of a head, ``dropout`` the key of the attention's dropout.
     """
     heads = keys.size("num_attention_heads")

@@ -1,4 +1,4 @@
-"""A model from whatever names it: the catalogue, a configuration file, or keys in the user's file."""
+"""A model from what names it: the catalogue, a configuration file, keys in the user's file."""
 
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -18,7 +18,7 @@ def load_model(entry: str | Mapping[str, Any], *, folder: Path) -> Model:
     """Return the model that ``entry`` names.
 
     A text is a name of the catalogue, else the path of a Hugging Face ``config.json``, of its
-    folder, or of a stored inventory, relative to ``folder``. A mapping holds a configuration's keys.
+    folder, or of a stored inventory, relative to ``folder``. A mapping is a configuration.
     `ConfigError` (a `ModelError`) tells every fault with its file, line, key and mend.
     """
     if isinstance(entry, Mapping):

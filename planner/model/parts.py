@@ -90,7 +90,9 @@ def projections(
     return join(made[letter] for letter in order)
 
 
-def qk_norms(prefix: str, attention: Attention) -> Parameters:
+def qk_norms(
+    prefix: str, attention: Attention, names: tuple[str, str] = ("q_norm", "k_norm")
+) -> Parameters:
     """Norms of queries and keys, over one head or over the whole projection."""
     if attention.qk_norm is None:
         return ()
@@ -100,7 +102,7 @@ def qk_norms(prefix: str, attention: Attention) -> Parameters:
         for heads in (attention.num_heads, attention.num_kv_heads)
     )
     kind = attention.qk_norm
-    return norm(f"{prefix}q_norm", queries, kind) + norm(f"{prefix}k_norm", keys, kind)
+    return norm(prefix + names[0], queries, kind) + norm(prefix + names[1], keys, kind)
 
 
 def gated_mlp(prefix: str, hidden: int, mlp: Mlp, component: Component = "mlp") -> Parameters:
@@ -163,6 +165,11 @@ def mixture(hidden: int, moe: Moe) -> Parameters:
 def head(name: str, hidden: int, vocab: int, *, bias: bool = False) -> Parameters:
     """The output projection, cut by vocabulary."""
     return linear(name, hidden, vocab, "head", bias=bias, cut="column")
+
+
+def vision(name: str, *shape: int) -> Parameter:
+    """A weight of an image tower, whole on every rank."""
+    return Parameter(name=name, shape=shape, component="vision")
 
 
 def join(groups: Iterable[Parameters]) -> Parameters:

@@ -1,17 +1,17 @@
 """Models that are known by name: their configurations, with the keys as published.
 
-``NAME.json`` is a configuration in Hugging Face's form; ``index.yaml`` says where each comes from,
+``configs/NAME.json`` is a configuration in Hugging Face's form; ``index.json`` says where each comes from,
 which total its publisher prints, and the exact one.
 """
 
+import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-FOLDER = Path(__file__).parent
+INDEX = Path(__file__).parent / "index.json"
+CONFIGS = INDEX.parent / "configs"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,24 +32,23 @@ class Entry:
 
 def names() -> tuple[str, ...]:
     """Names of all models, in order."""
-    return tuple(sorted(path.stem for path in FOLDER.glob("*.json")))
+    return tuple(sorted(path.stem for path in CONFIGS.glob("*.json")))
 
 
 def path_of(name: str) -> Path | None:
     """Return the configuration's file; None for a name that is not known."""
-    path = FOLDER / f"{name}.json"
+    path = CONFIGS / f"{name}.json"
     plain = name == Path(name).name
     if plain and path.is_file():
         return path
     found = next((entry for entry in entries() if name.lower() in _all_names(entry)), None)
-    return None if found is None else FOLDER / f"{found.name}.json"
+    return None if found is None else CONFIGS / f"{found.name}.json"
 
 
 @cache
 def entries() -> tuple[Entry, ...]:
     """Everything in the index, in the order of names."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    data = yaml.load((FOLDER / "index.yaml").read_text(encoding="utf-8"), Loader=loader)
+    data = json.loads(INDEX.read_text(encoding="utf-8"))
     return tuple(_entry(name, item) for name, item in sorted(data.items()))
 
 

@@ -23,24 +23,28 @@ def build(keys: Keys) -> Model:
     mlp = read_mlp(keys)
     blocks = {
         False: latent_block(frame.hidden, attention, mlp),
-        True: latent_block(frame.hidden, attention, _experts(keys, mlp)),
+        True: latent_block(
+            frame.hidden, attention, read_experts(keys, mlp, groups=(8, 4), scaling=2.5)
+        ),
     }
     return decoder(keys, frame, [blocks[has_experts] for has_experts in sparse])
 
 
-def _experts(keys: Keys, dense: Mlp) -> Moe:
+def read_experts(keys: Keys, dense: Mlp, *, groups: tuple[int, int], scaling: float) -> Moe:
+    """Read experts with sigmoid scores, as GLM-4.5 has them too; the rest are class defaults."""
     num_experts, width = keys.size("n_routed_experts"), keys.size("moe_intermediate_size")
     per_token = top_k(keys, num_experts, default=8)
-    groups, chosen = expert_groups(keys, num_experts, default=(8, 4), per_token=per_token)
+    num_groups, chosen = expert_groups(keys, num_experts, default=groups, per_token=per_token)
     return Moe(
         num_experts=num_experts,
         experts_per_token=per_token,
         expert=replace(dense, ffn_size=width),
         shared=replace(dense, ffn_size=width * keys.size("n_shared_experts", default=1)),
         score="sigmoid",
+        router_fp32=True,
         score_correction=True,
         normalize=keys.flag("norm_topk_prob", default=True),
-        num_groups=groups,
+        num_groups=num_groups,
         groups_per_token=chosen,
-        scaling_factor=keys.number("routed_scaling_factor", default=2.5, low=0.0, high=1e6),
+        scaling_factor=keys.number("routed_scaling_factor", default=scaling, low=0.0, high=1e6),
     )
