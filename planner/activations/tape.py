@@ -48,3 +48,9 @@ class LayerTape:
     """With recompute: the forward pass again, then the backward pass."""
     output_bytes: int
     """The layer's result, which the next layer (or a pipeline's send) takes over."""
+    held_bytes: int = 0
+    """Head only: the loss, its own gradient and the kept logits, all of `Term.LOGITS`; the tape
+    allocates them and the training loop frees them."""
+    input_saved: bool = False
+    """The layer keeps its input for the backward pass. If not, its forward pass ends by freeing
+    it, which is too early where somebody else (a pipeline's buffer) still holds it."""

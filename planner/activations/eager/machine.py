@@ -1,0 +1,150 @@
+"""The machine on which a layer's program runs: it writes down allocations, frees and marks."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from planner.activations.eager.autograd import PARAMETER_FIRST, Node, Sink, begin, finish
+from planner.activations.eager.tensor import Shape, Storage, Tensor, contiguous_strides, empty
+from planner.activations.tape import Mark
+from planner.memory.terms import Term
+
+Backend = Literal["cpu", "cuda"]
+
+
+class Machine:
+    """Runs one layer.
+
+    ``events`` holds, in order, ``+i`` where allocation ``i`` begins, ``-i`` where it ends, and
+    marks. Allocations count from 1; ``sizes``, ``terms`` and ``labels`` tell about each.
+    """
+
+    def __init__(self, *, backend: Backend, in_place: bool, modules: bool) -> None:
+        self.backend = backend
+        self.in_place = in_place
+        """Gradients are added up in place; not so under a ledger, see `autograd.accumulate`."""
+        self.modules = modules
+        """Mark where modules that own parameters are entered and left."""
+        self.events: list[int | Mark] = []
+        self.sizes: list[int] = [0]
+        self.terms: list[Term | None] = [None]
+        self.labels: list[str] = [""]
+        self.live: set[int] = set()
+        self.label = ""
+        self.term: Term | None = None
+        self.recording = True
+        """Operations are recorded for a backward pass."""
+        self.pack: Callable[[Tensor], Any] | None = None
+        """Puts something in the place of each saved tensor; recomputation sets it."""
+        self.sequence = 0
+        self.parameters: dict[str, Tensor] = {}
+        self.indices: dict[str, int] = {}
+
+    def allocate(self, storage: Storage) -> int:
+        """Write down a new allocation."""
+        index = len(self.sizes)
+        self.sizes.append(storage.size)
+        self.terms.append(self.term)
+        self.labels.append(self.label)
+        self.live.add(index)
+        self.events.append(index)
+        return index
+
+    def book(self, tensor: Tensor, term: Term) -> Tensor:
+        """Count one tensor under this term however long it lives."""
+        self.terms[tensor.storage.index] = term
+        return tensor
+
+    def disown(self, tensor: Tensor) -> None:
+        """From here on somebody else counts the tensor."""
+        storage = tensor.storage
+        if storage.recorded:
+            storage.recorded = False
+            self.live.discard(storage.index)
+
+    def free(self, storage: Storage) -> None:
+        """Write down that an allocation has ended."""
+        self.live.discard(storage.index)
+        self.events.append(-storage.index)
+
+    def settle(self) -> None:
+        """What is alive now and has no term yet is kept for the backward pass."""
+        for index in self.live:
+            if self.terms[index] is None:
+                self.terms[index] = Term.ACTIVATIONS
+
+    @contextmanager
+    def part(self, label: str) -> Iterator[None]:
+        """Allocations inside belong to this part of the layer; inner parts win."""
+        outer, self.label = self.label, label
+        yield
+        self.label = outer
+
+    @contextmanager
+    def booked_as(self, term: Term) -> Iterator[None]:
+        """Allocations inside belong to this term however long they live."""
+        outer, self.term = self.term, term
+        yield
+        self.term = outer
+
+    def parameter(self, name: str, index: int, shape: Shape, dtype: str) -> None:
+        """A parameter; its bytes are the engine's, its gradient is handed over with a mark."""
+        tensor = Tensor(Storage(self, 0), shape, contiguous_strides(shape), dtype)
+        tensor.edge = (Sink(lambda grad: self._hand_over(grad, index), seq=PARAMETER_FIRST), 0)
+        self.parameters[name] = tensor
+        self.indices[name] = index
+
+    def _hand_over(self, gradient: Tensor, index: int) -> None:
+        """The engine counts the gradient from here on."""
+        self.events.append(-gradient.storage.index)
+        self.disown(gradient)
+        self.events.append(Mark("gradient", (index,)))
+
+    def module(self, name: str, forward: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """Call a module: its inputs live until it returns, as in ``nn.Module.__call__``."""
+        own = self.owned(name) if self.modules else ()
+        if not own:
+            return forward(*inputs)
+        self.events.append(Mark("enter", own))
+        output = forward(*(_marked(tensor, Mark("leave", own)) for tensor in inputs))
+        self.events.append(Mark("leave", own))
+        return _marked(output, Mark("enter", own))
+
+    def get(self, module: str, name: str) -> Tensor | None:
+        """A module's own parameter; the module ``""`` is the layer itself."""
+        return self.parameters.get(f"{module}.{name}" if module else name)
+
+    def owned(self, name: str) -> tuple[int, ...]:
+        """Indices of the parameters that the module of this name registers itself."""
+        prefix = f"{name}." if name else ""
+        return tuple(
+            index
+            for parameter, index in self.indices.items()
+            if parameter.startswith(prefix) and "." not in parameter[len(prefix) :]
+        )
+
+    def external(self, shape: Shape, dtype: str, *, sink: Sink | None = None) -> Tensor:
+        """A tensor that was there before: a layer's input, or the gradient of its output."""
+        tensor = empty(self, shape, dtype)
+        self.events.pop()
+        tensor.edge = None if sink is None else (sink, 0)
+        return tensor
+
+    def strike(self, shape: Shape, dtype: str) -> None:
+        """Write down that a tensor ends that another layer's tape has begun."""
+        self.external(shape, dtype)
+
+    def uncounted(self, shape: Shape, dtype: str) -> Tensor:
+        """A tensor whose bytes another layer's tape counts, or the batch does."""
+        return Tensor(Storage(self, 0), shape, contiguous_strides(shape), dtype)
+
+
+def _marked(tensor: Tensor, mark: Mark) -> Tensor:
+    """The same tensor behind a node that does nothing but mark its turn in the backward pass."""
+    node = begin(_pass_on, tensor, facts=mark)
+    return tensor if node is None else finish(node, tensor.alias())
+
+
+def _pass_on(node: Node, gradient: Tensor) -> Sequence[Tensor]:
+    node.machine.events.append(node.facts)
+    return (gradient,)

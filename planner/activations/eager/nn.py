@@ -1,0 +1,209 @@
+"""Kernels of neural networks: softmax, attention, norms, embeddings, losses."""
+
+from planner.activations.eager.autograd import Node, begin, finish
+from planner.activations.eager.linear import matmul
+from planner.activations.eager.pointwise import add, dropout, scale, to
+from planner.activations.eager.tensor import Tensor, empty
+from planner.activations.eager.views import like, transpose
+from planner.units import round_up
+
+
+def softmax(tensor: Tensor, dtype: str) -> Tensor:
+    """``softmax(tensor, -1, dtype)``; only fp16 on CUDA is converted inside the kernel.
+
+    Source: at::softmax, aten/src/ATen/native/SoftMax.cpp (the half_to_float case).
+    """
+    fused = tensor.dtype == "fp16" and dtype == "fp32" and tensor.machine.backend == "cuda"
+    source = tensor if fused else to(tensor, dtype)
+    node = begin(_softmax_back, source)
+    result = like(source, dtype)
+    if node is not None:
+        node.save(result)
+    return finish(node, result)
+
+
+def _softmax_back(node: Node, gradient: Tensor) -> tuple[Tensor]:
+    (result,) = node.unpack()
+    expected = node.inputs[0]
+    assert expected is not None
+    return (like(result, expected[1]),)
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    mask: Tensor | None = None,
+    probability: float = 0.0,
+) -> Tensor:
+    """``scaled_dot_product_attention`` on (B, A, S, D), by the kernel that PyTorch picks.
+
+    CPU: flash attention without dropout, else the math of four operations. CUDA: flash attention;
+    with a mask the memory-efficient kernel. The query's layout is also the result's.
+    """
+    if query.machine.backend == "cpu":
+        if probability:
+            return math_attention(query, key, value, mask=mask, probability=probability)
+        return _flash(query, key, value, _flash_cpu_back)
+    return _flash(query, key, value, _flash_cuda_back if mask is None else _efficient_back)
+
+
+def _flash(query: Tensor, key: Tensor, value: Tensor, backward: object) -> Tensor:
+    """Saves q, k, v, the result and one fp32 number per query (log of the softmax's sum)."""
+    node = begin(backward, query, key, value)  # type: ignore[arg-type]
+    if node is not None:
+        node.save(query, key, value)
+    machine = query.machine
+    batch, heads, length, _ = query.shape
+    size = value.shape[-1]
+    strides = (heads * length * size, size, heads * size, 1)
+    result = empty(machine, (batch, heads, length, size), query.dtype, strides)
+    sums = empty(machine, (batch, heads, length), "fp32")
+    if node is not None:
+        node.save(result, sums)
+        if machine.backend == "cuda":
+            # Philox seed and offset: two uint64 and an unused tensor.
+            node.save(empty(machine, (2,), "int64"))
+    return finish(node, result)
+
+
+def _flash_cpu_back(node: Node, gradient: Tensor) -> tuple[Tensor, ...]:
+    query, key, value, _result, _sums = node.unpack()
+    del gradient
+    return _heads_inside(query), _heads_inside(key), _heads_inside(value)
+
+
+def _heads_inside(tensor: Tensor) -> Tensor:
+    """A gradient of (B, A, S, D) whose memory is (B, S, A, D)."""
+    batch, heads, length, size = tensor.shape
+    strides = (heads * length * size, size, heads * size, 1)
+    return empty(tensor.machine, tensor.shape, tensor.dtype, strides)
+
+
+def _flash_cuda_back(node: Node, gradient: Tensor) -> tuple[Tensor, ...]:
+    """mha_bwd, aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp.
+
+    Beside the three gradients it allocates the fp32 row sums, the fp32 accumulator of dq, and,
+    with fewer key heads than query heads, dk and dv for every query head.
+    """
+    query, key, value, _result, _sums, _seed = node.unpack()
+    del gradient
+    machine = node.machine
+    batch, heads, length, size = query.shape
+    grads = _heads_inside(query), _heads_inside(key), _heads_inside(value)
+    rows = round_up(length, 128)
+    wide = round_up(size, 32) if size <= 192 else 256
+    workspace = [
+        empty(machine, (batch, heads, rows), "fp32"),
+        empty(machine, (batch, rows, heads, wide), "fp32"),
+    ]
+    if key.shape[1] != heads:
+        whole = (batch, key.shape[2], heads, size)
+        workspace += [empty(machine, whole, key.dtype), empty(machine, whole, key.dtype)]
+    return grads
+
+
+def _efficient_back(node: Node, gradient: Tensor) -> tuple[Tensor, ...]:
+    """The memory-efficient kernel: gradients and the row sums of gradient * result in fp32.
+
+    Source: _efficient_attention_backward, transformers/cuda/attention_backward.cu; its workspace
+    exists only where the accumulator cannot be the output, as in half precision with D > 128.
+    """
+    query, key, value, _result, sums, _seed = node.unpack()
+    grads = _heads_inside(query), _heads_inside(key), _heads_inside(value)
+    delta = like(sums)
+    del gradient, delta
+    return grads
+
+
+def math_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    mask: Tensor | None = None,
+    probability: float = 0.0,
+) -> Tensor:
+    """The composite path of ``scaled_dot_product_attention``: q and k are scaled apart.
+
+    Source: _scaled_dot_product_attention_math, aten/src/ATen/native/transformers/attention.cpp.
+    """
+    scaled = scale(query)
+    scores = matmul(scaled, transpose(scale(key), 2, 3))
+    if mask is not None:
+        scores = add(scores, mask)
+    weights = softmax(scores, scores.dtype)
+    weights = dropout(weights, probability)
+    return matmul(weights, value)
+
+
+def layer_norm(tensor: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``native_layer_norm``: saves its input and, per row, mean and inverse deviation.
+
+    They are in fp32 on CUDA, in the input's dtype on the CPU unless the weight is fp32.
+    """
+    node = begin(_layer_norm_back, tensor, weight, bias)
+    if node is not None:
+        node.save(tensor, weight)
+    machine = tensor.machine
+    result = empty(machine, tensor.shape, tensor.dtype)
+    rows = (*tensor.shape[:-1], 1)
+    kind = "fp32" if machine.backend == "cuda" else tensor.dtype
+    statistics = empty(machine, rows, kind), empty(machine, rows, kind)
+    if node is not None:
+        node.save(*statistics)
+    return finish(node, result)
+
+
+def _layer_norm_back(node: Node, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    tensor, weight, _mean, _deviation = node.unpack()
+    machine = node.machine
+    return (
+        empty(machine, gradient.shape, gradient.dtype) if node.needs(0) else None,
+        like(weight) if node.needs(1) else None,
+        like(weight) if node.needs(2) else None,
+    )
+
+
+def embedding(weight: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """``nn.functional.embedding``; the token ids are the batch's, which the tape leaves out."""
+    node = begin(_embedding_back, weight)
+    return finish(node, empty(weight.machine, (*shape, weight.shape[1]), weight.dtype))
+
+
+def _embedding_back(node: Node, gradient: Tensor) -> tuple[Tensor]:
+    expected = node.inputs[0]
+    assert expected is not None
+    return (empty(node.machine, expected[0], gradient.dtype),)
+
+
+def log_softmax(tensor: Tensor) -> Tensor:
+    """``log_softmax(tensor, -1)``: saves its result."""
+    node = begin(_log_softmax_back, tensor)
+    result = empty(tensor.machine, tensor.shape, tensor.dtype)
+    if node is not None:
+        node.save(result)
+    return finish(node, result)
+
+
+def _log_softmax_back(node: Node, gradient: Tensor) -> tuple[Tensor]:
+    (result,) = node.unpack()
+    return (like(result, gradient.dtype),)
+
+
+def nll_loss(tensor: Tensor, labels: Tensor) -> Tensor:
+    """``nll_loss``: saves its input, the labels and the number of counted tokens."""
+    node = begin(_nll_back, tensor)
+    if node is not None:
+        node.save(tensor, labels)
+    loss = empty(tensor.machine, (), tensor.dtype)
+    weight = empty(tensor.machine, (), tensor.dtype)
+    if node is not None:
+        node.save(weight)
+    return finish(node, loss)
+
+
+def _nll_back(node: Node, gradient: Tensor) -> tuple[Tensor]:
+    tensor, _labels, _weight = node.unpack()
+    return (empty(node.machine, tensor.shape, gradient.dtype),)

@@ -1,0 +1,1 @@
+"""What the layers of each implementation do, written as their own forward functions read."""
