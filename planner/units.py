@@ -20,7 +20,10 @@ _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?) ?([KMGT]i?B|B)")
 
 
 def parse_bytes(text: object) -> int:
-    """Read ``80GiB`` or ``1.5 TB`` as bytes, rounded to the nearest; ValueError says how to write it."""
+    """Read ``80GiB`` or ``1.5 TB`` as bytes, rounded to the nearest.
+
+    ValueError says how to write it. There is no default unit: a bare ``80`` is refused.
+    """
     match = _SIZE.fullmatch(text.strip()) if isinstance(text, str) else None
     if match is None:
         raise ValueError(
@@ -28,7 +31,7 @@ def parse_bytes(text: object) -> int:
         )
     number, unit = match.groups()
     whole, _, fraction = number.partition(".")
-    scale = 10 ** len(fraction)
+    scale = int(10 ** len(fraction))
     return (int(whole + fraction) * UNITS[unit] + scale // 2) // scale
 
 

@@ -11,7 +11,8 @@ class Layout:
     """The degrees of every axis; ``dp`` is what the other axes leave of the devices.
 
     ``dp * tp * pp * sp`` is the number of devices. ``ep`` divides ``dp``: experts are spread over
-    data-parallel ranks. ZeRO partitions over ``dp * sp`` ranks, experts' state over ``dp * sp / ep``.
+    data-parallel ranks. ZeRO partitions over ``dp * sp`` ranks, the experts' state over
+    ``dp * sp / ep``.
     """
 
     dp: int

@@ -1,7 +1,11 @@
 """How the model is trained."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from planner.spec.fields import STRICT, Count, Share, Tokens
 
 Precision = Literal["fp32", "fp16", "bf16"]
 OptimizerName = Literal["adamw", "sgd", "lion", "muon", "adamw_8bit"]
@@ -16,17 +20,19 @@ LossKernel = Literal["eager", "fused", "chunked"]
 class Training:
     """One optimizer step, as far as memory sees it."""
 
-    sequence_length: int
-    micro_batch_size: int = 1
+    __pydantic_config__ = STRICT
+
+    sequence_length: Tokens
+    micro_batch_size: Count = 1
     """Sequences per device and micro-step."""
-    global_batch_size: int | None = None
+    global_batch_size: Count | None = None
     """Sequences per optimizer step over all devices; None: one micro-step per step."""
     precision: Precision = "bf16"
     optimizer: OptimizerName = "adamw"
     optimizer_kernel: OptimizerKernel = "fused"
     """fused: one kernel without temporaries (DeepSpeed's FusedAdam, torch fused=True); foreach and
     loop: torch's own implementations with their temporaries."""
-    momentum: float = 0.9
+    momentum: Share = 0.9
     """Of SGD; 0 keeps no state."""
     parameter_groups: Literal["one", "weight_decay"] = "one"
     """weight_decay: biases and norms in a group of their own, as Hugging Face's Trainer makes."""
@@ -34,11 +40,11 @@ class Training:
     implementation: ActivationCode = "hf"
     attention: AttentionKernel = "sdpa"
     loss: LossKernel = "eager"
-    loss_chunks: int = 8
+    loss_chunks: Count = 8
     """Pieces of the sequence for ``loss: chunked``."""
     keep_logits: bool = True
     """The training loop holds the model's output, logits included, until the step is over."""
     dropout: bool = True
     """Apply the dropout probabilities of the model's configuration."""
-    expert_imbalance: float = 1.0
+    expert_imbalance: Annotated[float, Field(ge=1.0, le=1e6)] = 1.0
     """Tokens of the fullest expert rank over the mean."""
