@@ -14,7 +14,7 @@ _REMARKS = (
     "memory: what the driver reports as total to a process; flops: dense, without sparsity.",
     "workspaces: what cuBLAS holds of the allocated bytes in training.",
     "links: one device or port, one direction. Sources: planner/spec/devices.yaml and links.yaml.",
-    "Any other device: device: {memory: 79.1GiB, ...} in the file.",
+    "Any other device, in a file: device: {like: h100-sxm-80gb, memory: 79.1GiB}",
 )
 
 _WIDTH_WITH_LINKS = 100

@@ -65,7 +65,7 @@ def device(name: str) -> Device:
     if found is None:
         raise SpecError(
             f"device {name!r} is not in the catalogue; {_suggest(name, names())}, "
-            "or describe it: {memory: 79.1GiB, ...}"
+            "or describe it: {like: h100-sxm-80gb, memory: 79.1GiB}"
         )
     return found
 

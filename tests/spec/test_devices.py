@@ -102,7 +102,7 @@ def test_a_generation_doubles_the_one_before(later: str, earlier: str) -> None:
 def test_a_name_that_is_not_known_is_an_error_with_the_mend() -> None:
     with pytest.raises(SpecError, match="did you mean h100-sxm-80gb") as fault:
         device("h100")
-    assert "{memory: 79.1GiB, ...}" in str(fault.value)
+    assert "{like: h100-sxm-80gb, memory: 79.1GiB}" in str(fault.value)
     with pytest.raises(SpecError, match="choose from v100-sxm-16gb"):
         device("?")
     with pytest.raises(SpecError, match="nvlink4"):
