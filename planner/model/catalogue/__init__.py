@@ -1,7 +1,7 @@
 """Models that are known by name: their configurations, with the keys as published.
 
-``configs/NAME.json`` is a configuration in Hugging Face's form; ``index.json`` says where each comes from,
-which total its publisher prints, and the exact one.
+``configs/NAME.json`` is a configuration in Hugging Face's form; ``index.json`` says where each comes
+from, which total its publisher prints, and the exact one.
 """
 
 import json
@@ -30,6 +30,7 @@ class Entry:
     aliases: tuple[str, ...] = ()
 
 
+@cache
 def names() -> tuple[str, ...]:
     """Names of all models, in order."""
     return tuple(sorted(path.stem for path in CONFIGS.glob("*.json")))
@@ -37,10 +38,8 @@ def names() -> tuple[str, ...]:
 
 def path_of(name: str) -> Path | None:
     """Return the configuration's file; None for a name that is not known."""
-    path = CONFIGS / f"{name}.json"
-    plain = name == Path(name).name
-    if plain and path.is_file():
-        return path
+    if name in names():
+        return CONFIGS / f"{name}.json"
     found = next((entry for entry in entries() if name.lower() in _all_names(entry)), None)
     return None if found is None else CONFIGS / f"{found.name}.json"
 
