@@ -1,6 +1,6 @@
 """What expert parallelism leaves of a block's experts, in the order of who runs them.
 
-transformers 5 fuses a block's experts into ``gate_up_proj`` and ``down_proj``. With ``ep`` of 1 they
+transformers 5 fuses all experts into ``gate_up_proj`` and ``down_proj``. With ``ep`` of 1 they
 stay so and are parameters like any other. AutoEP puts a layer of its own in the block's place: the
 router, then ``w1`` (gate), ``w2`` (down) and ``w3`` (up) of the rank's experts, then what is shared
 (module_inject/auto_ep_layer.py:507, moe/ep_experts.py:372). DeepSpeed's MoE layer holds its router

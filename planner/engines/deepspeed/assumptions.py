@@ -1,0 +1,112 @@
+"""What a plan takes for granted about the code that trains, one sentence each."""
+
+from collections.abc import Iterator
+
+from planner.layout.experts import expert_holder
+from planner.layout.tensor import cut_style, padded_vocabulary
+from planner.model.description import Model
+from planner.spec.deepspeed import DeepSpeed
+from planner.spec.layout import Layout
+from planner.spec.training import Training
+
+UNTESTED_OPTIMIZERS = ("sgd", "adamw_8bit")
+"""Not in ZERO_SUPPORTED_OPTIMIZERS (runtime/zero/utils.py:45)."""
+
+_WEIGHTS = 3
+
+
+def layout_assumptions(
+    model: Model, training: Training, layout: Layout, deepspeed: DeepSpeed
+) -> tuple[str, ...]:
+    """All that apply to this combination."""
+    return (
+        *_pipeline(model, training, layout, deepspeed),
+        *_tensor(model, training, layout),
+        *_experts(model, training, layout, deepspeed),
+        *_zero(training, layout, deepspeed),
+    )
+
+
+def _pipeline(
+    model: Model, training: Training, layout: Layout, deepspeed: DeepSpeed
+) -> Iterator[str]:
+    if layout.pp == 1:
+        return
+    code = "transformers' own layers" if training.implementation == "hf" else "Megatron-like layers"
+    yield (
+        f"pipeline: a PipelineModule of {code}, one entry each for the stem, every block and the "
+        f"layers of the tail, divided by partition_method {deepspeed.pipeline.partition_method!r}"
+    )
+    if model.tied:
+        yield (
+            "pipeline: the tied head is a TiedLayerSpec of the token embedding alone, so the last "
+            "stage holds a copy of that weight with gradient and optimizer state"
+        )
+    if deepspeed.zero_optimization.overlap_comm and layout.zero_stage:
+        yield "pipeline: DeepSpeed switches overlap_comm off (runtime/engine.py:2666)"
+
+
+def _tensor(model: Model, training: Training, layout: Layout) -> Iterator[str]:
+    if layout.tp == 1:
+        return
+    if cut_style(layout, training) == "autotp":
+        yield (
+            "tensor parallelism: AutoTP with the plan that transformers 5.23 brings for the model; "
+            "uneven where heads or widths do not divide"
+        )
+        return
+    if training.implementation == "hf":
+        yield (
+            "tensor parallelism: AutoTP has no pipeline, so the layers in the PipelineModule are "
+            "taken to cut themselves as Megatron-LM's do, through an mpu"
+        )
+    rows = padded_vocabulary(model.vocab_size, layout.tp)
+    if rows != model.vocab_size:
+        yield (
+            f"tensor parallelism: the vocabulary of {model.vocab_size} is padded to {rows}, a "
+            "multiple of 128 * tp as Megatron-LM pads"
+        )
+    groups = min((p.layer.attention.num_kv_heads for p in model.blocks if p.layer.attention),
+                 default=layout.tp)  # fmt: skip
+    if groups < layout.tp:
+        yield (
+            f"tensor parallelism: {groups} key/value heads on {layout.tp} ranks are held more than "
+            "once, as in Megatron-LM"
+        )
+
+
+def _experts(
+    model: Model, training: Training, layout: Layout, deepspeed: DeepSpeed
+) -> Iterator[str]:
+    if not any(
+        parameter.routed for placed in model.blocks for parameter in placed.layer.parameters
+    ):
+        return
+    holder = expert_holder(layout, deepspeed)
+    if holder == "autoep" and layout.pp > 1:
+        yield (
+            "experts: AutoEP finds the blocks in the PipelineModule through a moe_layer_pattern "
+            "of the user's"
+        )
+    if holder == "moe":
+        cut = cut_style(layout, training) == "megatron" and layout.tp > 1
+        yield (
+            "experts: the training code builds DeepSpeed's MoE layer, one module an expert"
+            + (", with enable_expert_tensor_parallelism" if cut else "")
+        )
+
+
+def _zero(training: Training, layout: Layout, deepspeed: DeepSpeed) -> Iterator[str]:
+    zero = deepspeed.zero_optimization
+    if layout.zero_stage and training.optimizer in UNTESTED_OPTIMIZERS:
+        yield (
+            f"optimizer: {training.optimizer} with ZeRO needs zero_allow_untested_optimizer: true "
+            "(runtime/engine.py:2299)"
+        )
+    if zero.offload_param.device != "none" and layout.zero_stage < _WEIGHTS:
+        yield f"offload_param: DeepSpeed ignores it in ZeRO-{layout.zero_stage}"
+    if zero.offload_optimizer.device == "nvme" and layout.zero_stage in {1, 2}:
+        yield (
+            f"offload_optimizer: in ZeRO-{layout.zero_stage} DeepSpeed takes nvme for cpu "
+            "(runtime/zero/stage_1_and_2.py:220)"
+        )

@@ -1,0 +1,207 @@
+"""What DeepSpeed refuses to run, with the place that says so and the mend, all at once.
+
+Line numbers are of release 0.19.8, below its folder ``deepspeed``; where releases differ, the rule
+says from which one on. What a combination needs beside DeepSpeed is in `assumptions`.
+"""
+
+from collections.abc import Iterator
+
+from planner.engines.deepspeed.refusal import Case, Refusal, Rule, not_divided
+from planner.engines.deepspeed.refusals_experts import experts
+from planner.engines.deepspeed.refusals_state import STATE_RULES
+from planner.errors import LayoutError
+from planner.layout.cut import stages
+from planner.model.description import Mlp, Model
+from planner.spec.cluster import Cluster
+from planner.spec.deepspeed import DeepSpeed
+from planner.spec.layout import Layout
+from planner.spec.training import Training
+
+_PLAN = "module_inject/tp_plan_converter.py:45"
+_EXPERT_STYLES = "transformers' plan cuts experts in ways that AutoTP does not know"
+_SPLIT_INPUT = "transformers' plan has rowwise_split_input, which AutoTP does not know"
+
+AUTOTP_REFUSES = {
+    "gpt2": ("AutoTP does not support it", "module_inject/auto_tp.py:349"),
+    "mixtral": (_EXPERT_STYLES, _PLAN),
+    "qwen2_moe": (_EXPERT_STYLES, _PLAN),
+    "qwen3_moe": (_EXPERT_STYLES, _PLAN),
+    "deepseek_v2": (_EXPERT_STYLES, _PLAN),
+    "deepseek_v3": (_EXPERT_STYLES, _PLAN),
+    "glm4_moe": (_EXPERT_STYLES, _PLAN),
+    "phi3": (_SPLIT_INPUT, _PLAN),
+    "olmo2": (_SPLIT_INPUT, _PLAN),
+    "glm4": (_SPLIT_INPUT, _PLAN),
+}
+"""Families whose class in transformers 5.23 AutoTP rejects as a whole, and why."""
+
+WEIGHTS = 3
+"""The ZeRO stage that partitions weights."""
+
+
+def refusals(
+    *, model: Model, cluster: Cluster, training: Training, layout: Layout, deepspeed: DeepSpeed
+) -> tuple[Refusal, ...]:
+    """Everything that keeps this combination from running; empty if nothing does."""
+    case = Case(model, cluster, training, layout, deepspeed)
+    return tuple(refusal for rule in _RULES for refusal in rule(case))
+
+
+def _devices(case: Case) -> Iterator[Refusal]:
+    used, there = case.layout.num_devices, case.cluster.num_devices
+    if used != there:
+        yield Refusal(
+            "layout",
+            f"dp * tp * pp * sp = {used}, but the cluster has {there} devices",
+            "",
+            "choose degrees whose product is the number of devices",
+        )
+
+
+def _batch(case: Case) -> Iterator[Refusal]:
+    size = case.training.global_batch_size
+    unit = case.training.micro_batch_size * case.layout.dp
+    if size is not None and size % unit:
+        yield Refusal(
+            "training.global_batch_size",
+            f"{size} is no multiple of micro_batch_size * dp = "
+            f"{case.training.micro_batch_size} * {case.layout.dp}",
+            "runtime/config.py:602",
+            f"choose a multiple of {unit}, e.g. {max(1, round(size / unit)) * unit}",
+        )
+
+
+def _pipeline(case: Case) -> Iterator[Refusal]:
+    layout = case.layout
+    if layout.pp == 1:
+        return
+    if layout.zero_stage > 1:
+        yield Refusal(
+            "layout.zero_stage",
+            f"DeepSpeed refuses ZeRO-{layout.zero_stage} with pipeline parallelism",
+            "runtime/pipe/engine.py:76",
+            "use zero_stage: 1, or pp: 1",
+        )
+    if layout.sp > 1:
+        yield Refusal(
+            "layout.sp",
+            "DeepSpeed's pipeline has no sequence axis: its grid is pipe, data, model",
+            "runtime/pipe/topology.py:248",
+            "use sp: 1, or pp: 1",
+        )
+    yield from _empty_stages(case)
+
+
+def _empty_stages(case: Case) -> Iterator[Refusal]:
+    num_layers = sum(1 for _ in case.model.placed())
+    if case.layout.pp > num_layers:
+        yield Refusal(
+            "layout.pp",
+            f"{case.layout.pp} stages cannot share {num_layers} layers (stem, blocks, norm, head)",
+            "runtime/utils.py:610",
+            f"use pp: {num_layers} or less",
+        )
+        return
+    try:
+        parts = stages(case.model, case.layout, case.training, case.deepspeed)
+    except LayoutError as error:
+        yield from _as_refusal(str(error))
+        return
+    empty = [stage.index for stage in parts if not stage.num_parameters]
+    if empty:
+        yield Refusal(
+            "deepspeed.pipeline.partition_method",
+            f"{case.deepspeed.pipeline.partition_method} leaves stage {empty[0]} without "
+            "parameters, and no optimizer takes an empty list",
+            "runtime/pipe/module.py:396",
+            "use another method, or a smaller pp",
+        )
+
+
+def _as_refusal(message: str) -> Iterator[Refusal]:
+    """An unknown partition method; what does not divide is told by the other rules."""
+    key, _, rest = message.partition(": ")
+    if key == "deepspeed.pipeline.partition_method":
+        fault, _, mend = rest.rpartition("; ")
+        yield Refusal(key, fault, "", mend)
+
+
+def _tensor(case: Case) -> Iterator[Refusal]:
+    family = case.model.family
+    if case.autotp and family in AUTOTP_REFUSES:
+        why, source = AUTOTP_REFUSES[family]
+        yield Refusal(
+            "layout.tp",
+            f"DeepSpeed refuses tensor parallelism for {family}: {why}",
+            source,
+            "use tp: 1, or training.implementation: megatron",
+        )
+    refused = not case.before(0, 16, 4) and case.before(0, 19, 4)
+    if case.autotp and refused and case.layout.zero_stage == WEIGHTS:
+        yield Refusal(
+            "layout.zero_stage",
+            f"DeepSpeed {case.deepspeed.version} refuses ZeRO-3 with AutoTP; 0.19.4 takes it",
+            "runtime/engine.py:634 of 0.19.3",
+            "use zero_stage: 2, tp: 1, or deepspeed.version: 0.19.4 or later",
+        )
+    if case.layout.tp > 1 and not case.autotp:
+        yield from _equal_cuts(case)
+
+
+def _equal_cuts(case: Case) -> Iterator[Refusal]:
+    """Layers that are written for tensor parallelism cut heads and widths equally."""
+    tp = case.layout.tp
+    sizes = {("num_attention_heads", a.num_heads) for a in case.attentions}
+    for mlp in case.mlps:
+        parts = (mlp,) if isinstance(mlp, Mlp) else (mlp.expert, mlp.shared)
+        sizes |= {("the feed-forward size", part.ffn_size) for part in parts if part is not None}
+    for what, size in sorted(sizes):
+        if size % tp:
+            yield not_divided("layout.tp", what, size, tp)
+    for groups in sorted({a.num_kv_heads for a in case.attentions if a.latent is None}):
+        if groups % tp and tp % groups:
+            yield not_divided("layout.tp", "num_key_value_heads", groups, tp)
+
+
+def _sequence(case: Case) -> Iterator[Refusal]:
+    if case.layout.sp == 1:
+        return
+    yield from _sequence_division(case)
+    if case.training.attention == "eager":
+        yield Refusal(
+            "training.attention",
+            "Ulysses refuses eager attention, which needs a mask of the whole sequence",
+            "runtime/sequence_parallel/ulysses_sp.py:470",
+            "use sdpa or flash, or layout.sp: 1",
+        )
+    if case.autotp:
+        yield Refusal(
+            "layout.sp",
+            "AutoTP puts its own groups in the place of those of Ulysses",
+            "runtime/engine.py:957",
+            "use sp: 1, or tp: 1",
+        )
+
+
+def _sequence_division(case: Case) -> Iterator[Refusal]:
+    sp, size = case.layout.sp, case.training.sequence_length
+    file = "runtime/sequence_parallel/ulysses_sp.py"
+    if size % sp:
+        yield not_divided("layout.sp", "sequence_length", size, sp, f"{file}:707")
+    for heads in sorted({a.num_heads for a in case.attentions}):
+        if heads % sp:
+            yield not_divided("layout.sp", "num_attention_heads", heads, sp, f"{file}:148")
+    for groups in sorted({a.num_kv_heads for a in case.attentions}):
+        if groups % sp and sp % groups:
+            yield not_divided("layout.sp", "num_key_value_heads", groups, sp, f"{file}:150")
+
+
+_RULES: tuple[Rule, ...] = (
+    _devices,
+    _batch,
+    _pipeline,
+    _tensor,
+    _sequence,
+    experts,
+    *STATE_RULES,
+)
