@@ -169,7 +169,7 @@ def _check_product(
     product = f"micro_batch_size {training.micro_batch_size} x dp {layout.dp} = {replicas}"
     at = ("training", "global_batch_size")
     if rest or not steps:
-        near = sorted({max(1, steps) * replicas, (steps + 1) * replicas})
+        near = [max(1, steps) * replicas, (max(1, steps) + 1) * replicas]
         message = f"{training.global_batch_size} is no multiple of {product}; choose e.g. {near}"
         faults.add(document, at, message)
         return

@@ -73,8 +73,9 @@ class Pipeline:
     partition_method: str = "parameters"
     """``parameters``, ``uniform`` or ``type:REGEX``."""
     activation_checkpoint_interval: int = 0
-    pipe_partitioned: bool = False
-    grad_partitioned: bool = False
+    pipe_partitioned: bool = True
+    """Cut boundaries over tensor-parallel ranks, if there are any (runtime/pipe/engine.py:137)."""
+    grad_partitioned: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

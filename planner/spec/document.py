@@ -61,17 +61,24 @@ def read_document(path: Path, faults: Faults) -> Document:
 
 
 def _syntax(path: Path, text: str, error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    problem = getattr(error, "problem", None) or str(error)
+    mark = getattr(error, "problem_mark", None)
     if mark is None:  # a character that YAML forbids
         line = text.count("\n", 0, getattr(error, "position", 0)) + 1
         return f"{path}:{line}: a control character; take it out"
-    problem = getattr(error, "problem", None) or str(error)
-    if "\\t" in problem or "\t" in problem:
+    if "end of stream" in problem:  # where it was opened says more than the last line
+        mark = getattr(error, "context_mark", None) or mark
+    if "\t" in _indent(text, mark.line):
         return f"{path}:{mark.line + 1}: a tab; indent with spaces"
     return (
         f"{path}:{mark.line + 1}: not YAML: {problem}; check the indentation, the brackets "
         "and quotes, and that every key is followed by a colon and a space"
     )
+
+
+def _indent(text: str, line: int) -> str:
+    lines = text.splitlines()
+    return lines[line][: len(lines[line]) - len(lines[line].lstrip())] if line < len(lines) else ""
 
 
 @dataclass(slots=True)

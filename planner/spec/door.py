@@ -15,6 +15,9 @@ from planner.spec.faults import Document, Faults, Keys, show
 
 Shape = TypeVar("Shape")
 
+_FEW = 6
+"""So many choices are listed whatever was written."""
+
 _EXAMPLES: Mapping[str, str] = {
     "model": "llama-3-8b",
     "cluster": "{nodes: 1, devices_per_node: 8, device: h100-sxm-80gb}",
@@ -56,6 +59,11 @@ def suggest(name: str, known: list[str]) -> str:
     near = get_close_matches(name, known, n=3, cutoff=0.6)
     if near:
         return f"did you mean {' or '.join(near)}?"
+    return listed(known)
+
+
+def listed(known: list[str]) -> str:
+    """Offer all names."""
     return f"choose from {', '.join(known)}"
 
 
@@ -136,10 +144,13 @@ def _text(detail: ErrorDetails, keys: Keys, shape: type) -> str:
 
 def _choice(detail: ErrorDetails, keys: Keys, shape: type) -> str:
     del keys, shape
-    known = re.findall(r"'([^']*)'|(\d+)", detail["ctx"]["expected"])
+    choices = re.findall(r"'([^']*)'|(\d+)", detail["ctx"]["expected"])
+    known = [text or number for text, number in choices]
     value = detail["input"]
-    words = suggest(str(value), [text or number for text, number in known])
-    return f"{show(value)} is not a choice; {words}"
+    if value in known:  # a number in quotes
+        return f"{show(value)} is not a choice; write {value} without quotes"
+    few = len(known) <= _FEW
+    return f"{show(value)} is not a choice; {listed(known) if few else suggest(str(value), known)}"
 
 
 def _bound(word: str, key: str) -> Callable[[ErrorDetails, Keys, type], str]:

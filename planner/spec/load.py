@@ -174,7 +174,7 @@ class _Parts:
         return layout
 
     def pinned(self) -> dict[str, int]:
-        """What a search must keep: the degrees in the file, and the stage that DeepSpeed's keys say."""
+        """What a search must keep: the degrees in the file, and a stage in DeepSpeed's keys."""
         if self.degrees is None or self.said is None or not self.degrees.search:
             return {}
         stage = self.said.value("zero_optimization", "stage")

@@ -60,7 +60,7 @@ class ClusterEntry:
 
     nodes: NumNodes
     devices_per_node: NumDevices
-    device: str | dict[str, Any]
+    device: Any
     """A name of `planner devices`, or the keys of a device."""
     host_memory: Bytes | None = None
     """Per node; not told: nothing is said about whether offloaded state fits."""
