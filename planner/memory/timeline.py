@@ -69,6 +69,11 @@ class Timeline:
         self._terms.append(term)
         self._deltas.append(delta)
 
+    def extend(self, terms: Sequence[Term], deltas: Sequence[int]) -> None:
+        """Add many changes that everyone sees, in order."""
+        self._terms.extend(terms)
+        self._deltas.extend(deltas)
+
     def spike(
         self,
         term: Term,

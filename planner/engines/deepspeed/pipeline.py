@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from planner.activations.tape import LayerTape
 from planner.engines.deepspeed.strategy import Setup, Strategy
-from planner.engines.deepspeed.walk import Pass, passes, play
+from planner.engines.deepspeed.walk import Pass, go_through, passes
 from planner.layout.schedule import (
     Action,
     Instruction,
@@ -174,7 +174,7 @@ class PipelineWalk:
         for place, layer in enumerate(self.layers):
             if self._is_last and layer is self.layers[-1]:
                 self._drop_outputs(timeline, buffer)
-            play(timeline, layer.tape.forward, self.strategy, layer.offset, backward=False)
+            go_through(timeline, layer, self.strategy, backward=False)
             if place == 0:
                 # The layer let go of its input, but the engine's variable does not.
                 timeline.add(Term.TRANSIENT, held)
@@ -216,7 +216,7 @@ class PipelineWalk:
         if not self._is_last:
             timeline.add(Term.TRANSIENT, self.boundary_bytes - _left_over(self.layers[-1].tape))
         for layer in reversed(self.layers):
-            play(timeline, layer.tape.backward, self.strategy, layer.offset, backward=True)
+            go_through(timeline, layer, self.strategy, backward=True)
         self.strategy.end_backward(timeline, micro_batch)
         if not self._is_last:
             # The logits of the last stage stay: it returns before this (821-823).
@@ -243,13 +243,13 @@ def _left_over(tape: LayerTape) -> int:
     return sum(size for segment in (*tape.forward, *tape.backward) for _, size in segment.net)
 
 
-def _keeping_tokens(layer: Pass, token_bytes: int) -> Pass:
+def _keeping_tokens(tape: LayerTape, token_bytes: int) -> LayerTape:
     """The stem keeps the copy of the token ids until its weight's gradient has been computed."""
-    made, *others = layer.tape.forward
-    used, *rest = layer.tape.backward
+    made, *others = tape.forward
+    used, *rest = tape.backward
     made = made._replace(peak=_plus(made.peak, token_bytes), net=_plus(made.net, token_bytes))
     used = used._replace(net=_plus(used.net, -token_bytes))
-    return layer._replace(tape=replace(layer.tape, forward=(made, *others), backward=(used, *rest)))
+    return replace(tape, forward=(made, *others), backward=(used, *rest))
 
 
 def _plus(changes: Changes, size: int) -> Changes:
@@ -279,12 +279,11 @@ def pipeline_walk(
     """
     training = setup.training
     token_bytes = TOKEN_BYTES * training.micro_batch_size * training.sequence_length
-    layers = passes(stage, tapes)
     if stage.index == 0:
-        layers = (_keeping_tokens(layers[0], token_bytes), *layers[1:])
+        tapes = (_keeping_tokens(tapes[0], token_bytes), *tapes[1:])
     buffers = num_pipe_buffers(stage.index, stage.num_stages, setup.micro_steps)
     return PipelineWalk(
-        layers=layers,
+        layers=passes(stage, tapes),
         strategy=strategy,
         index=stage.index,
         num_stages=stage.num_stages,

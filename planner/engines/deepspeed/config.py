@@ -1,0 +1,56 @@
+"""The configuration file that makes DeepSpeed run what is planned."""
+
+from dataclasses import asdict
+from typing import Any
+
+from planner.spec.deepspeed import DeepSpeed, Zero
+from planner.spec.layout import Layout
+from planner.spec.training import Training
+
+STAGE_3_ONLY = ("stage3_", "zero_hpz", "mics", "sub_group")
+"""Keys of ``zero_optimization`` that mean nothing below stage 3."""
+
+
+def config(
+    *, training: Training, layout: Layout, deepspeed: DeepSpeed, micro_steps: int
+) -> dict[str, Any]:
+    """``ds_config.json`` as DeepSpeed reads it (runtime/config.py).
+
+    Only what differs from DeepSpeed's defaults is written, and what says how large a step is.
+    """
+    types = {"grad_accum_dtype": deepspeed.grad_accum_dtype}
+    document: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": training.micro_batch_size,
+        "gradient_accumulation_steps": micro_steps,
+        "zero_optimization": _zero(deepspeed.zero_optimization, layout.zero_stage),
+        "data_types": {key: value for key, value in types.items() if value is not None},
+    }
+    if deepspeed.communication_data_type is not None:
+        document["communication_data_type"] = deepspeed.communication_data_type
+    if training.precision != "fp32":
+        document[training.precision] = {"enabled": True}
+    if training.precision == "bf16" and deepspeed.check_grad_overflow is not None:
+        document["bf16"]["check_grad_overflow"] = deepspeed.check_grad_overflow
+    if layout.tp > 1 and layout.pp == 1:
+        document["tensor_parallel"] = {"autotp_size": layout.tp}
+    checkpointing = _changed(asdict(deepspeed.activation_checkpointing), {})
+    if checkpointing:
+        document["activation_checkpointing"] = checkpointing
+    return {key: value for key, value in document.items() if value != {}}
+
+
+def _zero(zero: Zero, stage: int) -> dict[str, Any]:
+    """The stage, and what is not DeepSpeed's default."""
+    changed = _changed(asdict(zero), asdict(Zero()))
+    for name in ("offload_optimizer", "offload_param"):
+        if name in changed and changed[name]["device"] == "none":
+            del changed[name]
+    if stage < 3:
+        changed = {k: v for k, v in changed.items() if not k.startswith(STAGE_3_ONLY)}
+    return {"stage": stage, **changed}
+
+
+def _changed(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value and value != defaults.get(key)} | {
+        key: value for key, value in values.items() if not value and defaults.get(key)
+    }

@@ -1,0 +1,108 @@
+"""One pipeline stage under DeepSpeed, from its initialisation to a step like all that follow."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from planner.activations.eager import Backend
+from planner.activations.layers import stage_tapes
+from planner.activations.tape import LayerTape
+from planner.engines.deepspeed.dtypes import SIZES
+from planner.engines.deepspeed.pipeline import PipelineWalk, pipeline_walk
+from planner.engines.deepspeed.strategy import Setup, Strategy
+from planner.engines.deepspeed.walk import StepWalk, passes
+from planner.engines.deepspeed.zero3 import zero_three
+from planner.engines.deepspeed.zero12 import zero12
+from planner.layout.cut import registered_parameters
+from planner.layout.stage import Stage
+from planner.memory.timeline import Timeline
+from planner.model.description import Model
+from planner.spec.cluster import Device
+from planner.spec.deepspeed import DeepSpeed
+from planner.spec.devices import workspace_bytes
+from planner.spec.layout import Layout
+from planner.spec.training import Training
+
+TOKEN_BYTES = 8
+"""Token ids and labels are int64."""
+
+PARTITIONS_WEIGHTS = 3
+"""The ZeRO stage from which modules gather and release their weights."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What is the same for all stages of a plan."""
+
+    model: Model
+    training: Training
+    layout: Layout
+    deepspeed: DeepSpeed
+    device: Device
+    devices_per_node: int
+    micro_steps: int
+
+    @property
+    def backend(self) -> Backend:
+        """Whose kernels run."""
+        return "cpu" if self.device.architecture == "cpu" else "cuda"
+
+
+def stage_timeline(run: Run, stage: Stage) -> Timeline:
+    """Initialise, take the first step, then one as all later ones: ``init``, ``first_*``, rest."""
+    setup = _setup(run, stage)
+    strategy = _strategy(setup, run)
+    tapes = stage_tapes(
+        tuple(layer.placed.layer for layer in stage.layers),
+        model=run.model,
+        training=run.training,
+        layout=run.layout,
+        deepspeed=run.deepspeed,
+        backend=run.backend,
+        modules=run.layout.zero_stage == PARTITIONS_WEIGHTS,
+    )
+    timeline = Timeline()
+    timeline.phase("init")
+    strategy.initialise(timeline)
+    walk = _walk(run, stage, tapes, strategy, setup)
+    walk.walk(timeline, "first_")
+    walk.walk(timeline)
+    return timeline
+
+
+def _setup(run: Run, stage: Stage) -> Setup:
+    return Setup(
+        parameters=registered_parameters(stage),
+        layout=run.layout,
+        training=run.training,
+        deepspeed=run.deepspeed,
+        micro_steps=run.micro_steps,
+        capacity_bytes=run.device.memory_bytes,
+    )
+
+
+def _strategy(setup: Setup, run: Run) -> Strategy:
+    """The optimizer that DeepSpeed would build (runtime/engine.py:2260-2420)."""
+    if setup.layout.zero_stage == PARTITIONS_WEIGHTS:
+        # NCCL reduces and scatters in place; gloo, which CPU ranks use, copies first.
+        return zero_three(setup, reduce_scatter_clones=run.backend == "cpu")
+    return zero12(setup)
+
+
+def _walk(
+    run: Run,
+    stage: Stage,
+    tapes: Sequence[LayerTape],
+    strategy: Strategy,
+    setup: Setup,
+) -> StepWalk | PipelineWalk:
+    tokens = run.training.micro_batch_size * run.training.sequence_length // run.layout.sp
+    if stage.num_stages > 1:
+        hidden = tokens * run.model.hidden_size * SIZES[run.training.precision]
+        return pipeline_walk(stage, tapes, strategy, setup, boundary_bytes=hidden)
+    return StepWalk(
+        layers=passes(stage, tapes),
+        strategy=strategy,
+        micro_steps=run.micro_steps,
+        batch_bytes=2 * TOKEN_BYTES * tokens,
+        workspace_bytes=workspace_bytes(run.device),
+    )

@@ -1,0 +1,136 @@
+"""One optimizer step of a rank without pipeline parallelism, moment by moment."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from planner.activations.tape import LayerTape, Mark, Segment
+from planner.engines.deepspeed.strategy import Strategy
+from planner.layout.cut import offsets
+from planner.layout.stage import Stage
+from planner.memory.terms import Term
+from planner.memory.timeline import Timeline
+
+
+class Move(NamedTuple):
+    """Changes of one segment in order, up to its highest point and on to its end; then a mark."""
+
+    terms: tuple[Term, ...]
+    deltas: tuple[int, ...]
+    mark: Mark | None
+
+
+class Pass(NamedTuple):
+    """One layer of a stage as the walk goes through it."""
+
+    tape: LayerTape
+    forward: tuple[Move, ...]
+    backward: tuple[Move, ...]
+    offset: int
+    """Index of the layer's first parameter in the optimizer's order."""
+    places: tuple[tuple[int, ...], ...]
+    """For each parameter that the tape counts: which of the layer's local ones hold it."""
+
+
+def passes(stage: Stage, tapes: Sequence[LayerTape]) -> tuple[Pass, ...]:
+    """The layers of a stage in forward order, each with its tape; equal tapes are compiled once."""
+    compiled = {id(tape): (_moves(tape.forward), _moves(tape.backward)) for tape in tapes}
+    return tuple(
+        Pass(tape, *compiled[id(tape)], offset, layer.places)
+        for tape, offset, layer in zip(tapes, offsets(stage), stage.layers, strict=True)
+    )
+
+
+def _moves(segments: Sequence[Segment]) -> tuple[Move, ...]:
+    return tuple(_move(segment) for segment in segments)
+
+
+def _move(segment: Segment) -> Move:
+    """Rises first on the way up and falls first on the way down, so that the top is the top."""
+    down = dict(segment.net)
+    for term, delta in segment.peak:
+        down[term] = down.get(term, 0) - delta
+    changes = [*_by_size(dict(segment.peak)), *_by_size(down)]
+    return Move(
+        tuple(term for term, _ in changes), tuple(delta for _, delta in changes), segment.mark
+    )
+
+
+def _by_size(changes: dict[Term, int]) -> list[tuple[Term, int]]:
+    return sorted((change for change in changes.items() if change[1]), key=lambda item: item[1])
+
+
+@dataclass(slots=True, kw_only=True)
+class StepWalk:
+    """A rank between its steps: the training loop holds the last output until the next one."""
+
+    layers: tuple[Pass, ...]
+    strategy: Strategy
+    micro_steps: int
+    batch_bytes: int
+    """Token ids and labels of a micro-step."""
+    workspace_bytes: int
+    """cuBLAS takes it at the first product of the forward and of the backward thread."""
+    _held: int = 0
+    _batch: int = 0
+    _workspaces: int = 0
+
+    def walk(self, timeline: Timeline, prefix: str = "") -> None:
+        """Book one optimizer step; ``prefix`` goes before the names of its phases."""
+        for micro_step in condensed(self.micro_steps):
+            timeline.phase(prefix + "forward")
+            self._forward(timeline, micro_step)
+            timeline.phase(prefix + "backward")
+            self._backward(timeline, micro_step)
+        timeline.phase(prefix + "step")
+        self.strategy.step(timeline)
+
+    def _forward(self, timeline: Timeline, micro_step: int) -> None:
+        """The loop's variables hold the batch and the output before until they get new ones."""
+        timeline.add(Term.ACTIVATIONS, self.batch_bytes)
+        timeline.add(Term.ACTIVATIONS, -self._batch)
+        self._batch = self.batch_bytes
+        self._start_thread(timeline, 1)
+        self.strategy.begin_forward(timeline, micro_step)
+        for layer in self.layers:
+            go_through(timeline, layer, self.strategy, backward=False)
+        timeline.add(Term.LOGITS, -self._held)
+        self._held = self.layers[-1].tape.held_bytes
+
+    def _backward(self, timeline: Timeline, micro_step: int) -> None:
+        self._start_thread(timeline, 2)
+        self.strategy.begin_backward(timeline, micro_step)
+        for layer in reversed(self.layers):
+            go_through(timeline, layer, self.strategy, backward=True)
+        self.strategy.end_backward(timeline, micro_step)
+
+    def _start_thread(self, timeline: Timeline, threads: int) -> None:
+        if self._workspaces < threads:
+            self._workspaces = threads
+            timeline.add(Term.WORKSPACES, self.workspace_bytes)
+
+
+def condensed(micro_steps: int) -> list[int]:
+    """The micro-steps that differ: the first, the second (as all in the middle), the last."""
+    return sorted({0, min(1, micro_steps - 1), micro_steps - 1})
+
+
+def go_through(timeline: Timeline, layer: Pass, strategy: Strategy, *, backward: bool) -> None:
+    """Book one layer's pass, handing its marks to the strategy."""
+    for terms, deltas, mark in layer.backward if backward else layer.forward:
+        timeline.extend(terms, deltas)
+        if mark is not None:
+            _act(timeline, mark, strategy, layer, backward=backward)
+
+
+def _act(
+    timeline: Timeline, mark: Mark, strategy: Strategy, layer: Pass, *, backward: bool
+) -> None:
+    own = [layer.offset + place for index in mark.parameters for place in layer.places[index]]
+    if mark.kind == "gradient":
+        for parameter in own:
+            strategy.gradient(timeline, parameter)
+    elif mark.kind == "enter":
+        strategy.enter(timeline, range(own[0], own[-1] + 1), backward=backward)
+    else:
+        strategy.leave(timeline, range(own[0], own[-1] + 1), backward=backward)

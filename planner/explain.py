@@ -1,0 +1,88 @@
+"""Why the peak is where it is: what is alive there, who allocates it, what would change it."""
+
+from dataclasses import dataclass
+
+from planner.engines.deepspeed.notes import Note
+from planner.errors import PlannerError
+from planner.knobs import KNOBS, Knob
+from planner.memory.terms import Term
+from planner.plan import Plan, RankPlan, make_plan
+from planner.spec.load import Spec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alive:
+    """One term at the peak."""
+
+    term: Term
+    size_bytes: int
+    notes: tuple[Note, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turned:
+    """What one knob would do to the worst rank."""
+
+    knob: Knob
+    allocated_change_bytes: int
+    device_change_bytes: int
+    host_change_bytes: int
+    refusal: str
+    """Why it cannot be turned; empty if it can."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """The peak of a plan's worst rank, taken apart."""
+
+    plan: Plan
+    rank: RankPlan
+    alive: tuple[Alive, ...]
+    """Largest first; the sizes add up to the peak."""
+    knobs: tuple[Turned, ...]
+    """What saves most first; refused ones last."""
+
+
+def make_explanation(spec: Spec) -> Explanation:
+    """Take the worst rank's peak apart and turn every knob once."""
+    plan = make_plan(spec)
+    terms = plan.worst.peak.terms
+    alive = (
+        Alive(term=term, size_bytes=size, notes=tuple(n for n in plan.notes if n.term == term))
+        for term, size in sorted(terms.items(), key=lambda item: -item[1])
+    )
+    turned = (_turned(plan, knob) for knob in KNOBS)
+    return Explanation(
+        plan=plan,
+        rank=plan.worst,
+        alive=tuple(alive),
+        knobs=tuple(
+            sorted(
+                (result for result in turned if result is not None),
+                key=lambda result: (bool(result.refusal), result.device_change_bytes),
+            )
+        ),
+    )
+
+
+def _turned(plan: Plan, knob: Knob) -> Turned | None:
+    """The same plan with one knob turned; None where there is nothing to turn."""
+    spec = knob.turn(plan.spec)
+    if spec is None:
+        return None
+    before = plan.worst
+    try:
+        after = make_plan(spec).worst
+    except PlannerError as error:
+        return _change(knob, before, before, refusal=str(error))
+    return _change(knob, before, after, refusal="")
+
+
+def _change(knob: Knob, before: RankPlan, after: RankPlan, *, refusal: str) -> Turned:
+    return Turned(
+        knob=knob,
+        allocated_change_bytes=after.peak.peak_bytes - before.peak.peak_bytes,
+        device_change_bytes=after.beyond.device_bytes - before.beyond.device_bytes,
+        host_change_bytes=after.host_bytes - before.host_bytes,
+        refusal=refusal,
+    )

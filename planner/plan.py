@@ -1,0 +1,236 @@
+"""A file's plan: what every rank that differs holds over a step, and whether it fits."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal, NamedTuple
+
+from planner.engines.deepspeed.assumptions import layout_assumptions
+from planner.engines.deepspeed.communicators import num_all_to_all_peers, num_communicators
+from planner.engines.deepspeed.notes import Note
+from planner.engines.deepspeed.refusals import refusals
+from planner.engines.deepspeed.stage import Run, stage_timeline
+from planner.errors import LayoutError, RefusedError
+from planner.layout.cut import expert_grouping, stages
+from planner.layout.ranks import PartitionIndex, coordinates, partition_index
+from planner.layout.stage import Stage
+from planner.memory.beyond import Beyond, beyond
+from planner.memory.timeline import PhasePeak, Timeline
+from planner.model.description import Model
+from planner.model.load import load_model
+from planner.spec.load import Spec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankPlan:
+    """One rank, and all that hold the same."""
+
+    rank: int
+    """The lowest global rank of them."""
+    num_ranks: int
+    """How many ranks hold exactly the same."""
+    stage: int
+    layers: str
+    """Which layers of the model the stage holds, for people."""
+    coordinates: dict[str, int]
+    """Position on each axis."""
+    local_parameters: int
+    phases: tuple[PhasePeak, ...]
+    beyond: Beyond
+    """Reserved and device memory at the peak, with their bands."""
+    host_bytes: int
+
+    @property
+    def peak(self) -> PhasePeak:
+        """The phase with the highest point; the first of equal ones."""
+        return max(self.phases, key=lambda phase: phase.peak_bytes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The answer to one file."""
+
+    spec: Spec
+    model: Model
+    ranks: tuple[RankPlan, ...]
+    """By stage, then by rank."""
+    notes: tuple[Note, ...]
+    """Who allocates what, for the stage of the worst rank."""
+    assumptions: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def worst(self) -> RankPlan:
+        """The rank that needs most of its device."""
+        return max(self.ranks, key=lambda rank: rank.beyond.device_bytes)
+
+    @property
+    def stages(self) -> tuple[RankPlan, ...]:
+        """The worst rank of every stage."""
+        worst: dict[int, RankPlan] = {}
+        for rank in self.ranks:
+            held = worst.get(rank.stage)
+            if held is None or rank.beyond.device_bytes > held.beyond.device_bytes:
+                worst[rank.stage] = rank
+        return tuple(worst[stage] for stage in sorted(worst))
+
+    @property
+    def capacity_bytes(self) -> int:
+        """Of one device."""
+        return self.spec.cluster.device.memory_bytes
+
+    @property
+    def headroom_bytes(self) -> int:
+        """What the worst rank leaves of its device; below zero it does not fit."""
+        return self.capacity_bytes - self.worst.beyond.device_bytes
+
+    @property
+    def verdict(self) -> Literal["fits", "tight", "does not fit"]:
+        """tight: the estimate fits, the upper end of its band does not."""
+        if self.headroom_bytes < 0:
+            return "does not fit"
+        high = self.worst.beyond.device_high_bytes
+        return "fits" if high <= self.capacity_bytes else "tight"
+
+
+def make_plan(spec: Spec, *, every_rank: bool = False) -> Plan:
+    """Plan a file; with ``every_rank`` each rank that differs, else the worst of each stage.
+
+    Raises:
+        RefusedError: DeepSpeed does not run this; the message holds all reasons.
+
+    """
+    run = _run(spec)
+    ranks = [
+        rank
+        for tp_ranks, held in _by_cut(run)
+        for stage in held
+        for rank in _stage_ranks(run, stage, tp_ranks, every_rank=every_rank)
+    ]
+    return _plan(spec, run, ranks)
+
+
+def plan_rank(spec: Spec, rank: int) -> Plan:
+    """Plan one global rank; LayoutError if there is none of that number."""
+    run = _run(spec)
+    layout = run.layout
+    if not 0 <= rank < layout.num_devices:
+        raise LayoutError(
+            f"--rank {rank}: the layout has ranks 0 to {layout.num_devices - 1}; choose one of them"
+        )
+    place = coordinates(rank, layout)
+    stage = stages(run.model, layout, run.training, run.deepspeed, place.tp)[place.pp]
+    index = partition_index(rank, layout, expert_grouping(layout, run.training))
+    own = _rank_plan(run, stage, stage_timeline(run, stage), _Class(rank, 1, index))
+    return _plan(spec, run, [own])
+
+
+def _run(spec: Spec) -> Run:
+    model = load_model(spec.model, folder=spec.folder)
+    run = Run(
+        model=model,
+        training=spec.training,
+        layout=spec.fixed_layout,
+        deepspeed=spec.deepspeed_for(model.hidden_size),
+        device=spec.cluster.device,
+        devices_per_node=spec.cluster.devices_per_node,
+        micro_steps=spec.micro_steps,
+    )
+    refused = refusals(
+        model=model,
+        cluster=spec.cluster,
+        training=run.training,
+        layout=run.layout,
+        deepspeed=run.deepspeed,
+    )
+    if refused:
+        raise RefusedError("\n".join(f"{spec.path}: {refusal}" for refusal in refused))
+    return run
+
+
+class _Class(NamedTuple):
+    """Ranks of a stage that hold the same."""
+
+    rank: int
+    """The lowest of them."""
+    num_ranks: int
+    index: PartitionIndex
+
+
+def _classes(run: Run, stage: int, tp_ranks: Sequence[int]) -> list[_Class]:
+    """The ranks of a stage by their places in the ZeRO groups, lowest rank first."""
+    layout, grouping = run.layout, expert_grouping(run.layout, run.training)
+    size = layout.num_devices // layout.pp
+    ranks = range(stage * size, (stage + 1) * size)
+    found: dict[PartitionIndex, list[int]] = {}
+    for rank in ranks:
+        if rank % layout.tp in tp_ranks:
+            found.setdefault(partition_index(rank, layout, grouping), []).append(rank)
+    return [_Class(ranks[0], len(ranks), index) for index, ranks in found.items()]
+
+
+def _by_cut(run: Run) -> Iterator[tuple[list[int], tuple[Stage, ...]]]:
+    """Tensor-parallel ranks that are cut alike, with the stages as they hold them."""
+    found: dict[tuple[Stage, ...], list[int]] = {}
+    for tp_rank in range(run.layout.tp):
+        held = stages(run.model, run.layout, run.training, run.deepspeed, tp_rank)
+        found.setdefault(held, []).append(tp_rank)
+    yield from ((tp_ranks, held) for held, tp_ranks in found.items())
+
+
+def _stage_ranks(
+    run: Run, stage: Stage, tp_ranks: Sequence[int], *, every_rank: bool
+) -> list[RankPlan]:
+    timeline = stage_timeline(run, stage)
+    classes = _classes(run, stage.index, tp_ranks)
+    if not every_rank:
+        peaks = timeline.peaks([each.index for each in classes])
+        classes = [classes[int(peaks.argmax())]]
+    return [_rank_plan(run, stage, timeline, each) for each in classes]
+
+
+def _rank_plan(run: Run, stage: Stage, timeline: Timeline, own: _Class) -> RankPlan:
+    phases = timeline.fold(own.index)
+    layout = run.layout
+    return RankPlan(
+        rank=own.rank,
+        num_ranks=own.num_ranks,
+        stage=stage.index,
+        layers=_names(stage),
+        coordinates=coordinates(own.rank, layout)._asdict(),
+        local_parameters=stage.num_parameters,
+        phases=phases,
+        beyond=beyond(
+            max(phase.peak_bytes for phase in phases),
+            device=run.device,
+            num_groups=num_communicators(layout),
+            all_to_all_peers=num_all_to_all_peers(layout, run.devices_per_node),
+        ),
+        host_bytes=0,
+    )
+
+
+def _names(stage: Stage) -> str:
+    """``stem, blocks 0-19``: what a stage holds, for people."""
+    parts: list[str] = []
+    for kind, layers in groupby(stage.layers, key=lambda layer: layer.placed.layer.kind):
+        prefixes = [layer.placed.prefix for layer in layers]
+        numbers = [n for prefix in (prefixes[0], prefixes[-1]) for n in re.findall(r"\d+", prefix)]
+        parts.append(f"{numbers[0]}-{numbers[-1]}" if kind == "block" else kind)
+    return " ".join(parts)
+
+
+def _plan(spec: Spec, run: Run, ranks: Sequence[RankPlan]) -> Plan:
+    ordered = tuple(sorted(ranks, key=lambda rank: (rank.stage, rank.rank)))
+    return Plan(
+        spec=spec,
+        model=run.model,
+        ranks=ordered,
+        notes=(),
+        assumptions=(
+            *layout_assumptions(run.model, run.training, run.layout, run.deepspeed),
+            *ordered[0].beyond.assumptions,
+        ),
+        warnings=spec.warnings,
+    )

@@ -1,0 +1,155 @@
+"""A plan as a JSON document and as a table that a person reads in ten seconds."""
+
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from planner.memory.terms import Term
+from planner.memory.timeline import PhasePeak
+from planner.model.counts import num_active
+from planner.plan import Plan, RankPlan
+from planner.units import show_gib
+
+COLUMNS: dict[str, tuple[Term, ...]] = {
+    "weights": (Term.WEIGHTS, Term.GATHERED_WEIGHTS),
+    "gradients": (Term.GRADIENTS, Term.OWNED_GRADIENTS),
+    "optimizer": (Term.MASTER_WEIGHTS, Term.OPTIMIZER_STATES),
+    "buffers": (Term.BUCKETS, Term.REDUCE_COPIES, Term.PIPELINE_BUFFERS, Term.WORKSPACES),
+    "activations": (Term.ACTIVATIONS, Term.LOGITS),
+    "temporary": (Term.TRANSIENT, Term.STEP_COPIES, Term.INIT_COPIES),
+}
+"""The terms as a narrow terminal shows them."""
+
+
+def document(plan: Plan) -> dict[str, Any]:
+    """The plan as ``planner.plan/1``; sizes in bytes."""
+    layout = plan.spec.layout
+    return {
+        "schema": "planner.plan/1",
+        "file": str(plan.spec.path),
+        "model": {
+            "name": plan.model.name,
+            "parameters": {"total": plan.model.num_parameters, "active": num_active(plan.model)},
+        },
+        "layout": asdict(layout),
+        "num_devices": layout.num_devices,
+        "ranks": [_rank(rank) for rank in plan.ranks],
+        "verdict": {
+            "fits": plan.verdict != "does not fit",
+            "verdict": plan.verdict,
+            "worst_rank": plan.worst.rank,
+            "capacity_bytes": plan.capacity_bytes,
+            "headroom_bytes": plan.headroom_bytes,
+        },
+        "assumptions": list(plan.assumptions),
+        "warnings": list(plan.warnings),
+    }
+
+
+def _rank(rank: RankPlan) -> dict[str, Any]:
+    return {
+        "rank": rank.rank,
+        "num_ranks": rank.num_ranks,
+        "stage": rank.stage,
+        "coordinates": rank.coordinates,
+        "local_parameters": rank.local_parameters,
+        "peak": {
+            "phase": rank.peak.phase,
+            "allocated_bytes": rank.peak.peak_bytes,
+            "reserved_bytes": rank.beyond.reserved_bytes,
+            "device_bytes": rank.beyond.device_bytes,
+            "reserved_range_bytes": [
+                rank.beyond.reserved_low_bytes,
+                rank.beyond.reserved_high_bytes,
+            ],
+            "device_range_bytes": [rank.beyond.device_low_bytes, rank.beyond.device_high_bytes],
+        },
+        "phases": [_phase(phase) for phase in rank.phases],
+        "host_bytes": rank.host_bytes,
+    }
+
+
+def _phase(phase: PhasePeak) -> dict[str, Any]:
+    return {
+        "phase": phase.phase,
+        "allocated_bytes": phase.end_bytes,
+        "peak_allocated_bytes": phase.peak_bytes,
+        "terms": {term.label: size for term, size in phase.terms.items()},
+    }
+
+
+def render(plan: Plan, *, width: int) -> RenderableType:
+    """Heading, one line a stage, verdict, assumptions; more columns on a wide terminal."""
+    return Group(
+        Text(heading(plan)),
+        Text(),
+        _table(plan, _columns(plan, width)),
+        Text(),
+        _verdict(plan),
+        *_remarks("warning", plan.warnings),
+        *_remarks("assumed", plan.assumptions),
+    )
+
+
+def heading(plan: Plan) -> str:
+    """What is planned, in two lines."""
+    cluster, training, layout = plan.spec.cluster, plan.spec.training, plan.spec.layout
+    axes = " ".join(f"{axis} {getattr(layout, axis)}" for axis in ("dp", "tp", "pp", "ep", "sp"))
+    batch = f"{training.micro_batch_size} x {training.sequence_length} tokens a micro-step"
+    return (
+        f"{plan.model.name}: {plan.model.num_parameters / 1e9:.2f} B parameters on "
+        f"{cluster.num_devices} x {cluster.device.name} ({show_gib(plan.capacity_bytes)} GiB each)\n"
+        f"{axes}, ZeRO-{layout.zero_stage}, {training.precision}, {training.optimizer}, "
+        f"{batch} x {plan.spec.micro_steps}, recompute {training.recompute}"
+    )
+
+
+def _columns(plan: Plan, width: int) -> dict[str, tuple[Term, ...]]:
+    """Every term that is there if the terminal has room for it, else groups of terms."""
+    present = [t for t in Term if any(t in rank.peak.terms for rank in plan.stages)]
+    single = {term.label.replace("_", " "): (term,) for term in present}
+    needed = 62 + sum(max(7, *(len(word) for word in name.split())) + 2 for name in single)
+    return single if width >= needed else COLUMNS
+
+
+def _table(plan: Plan, columns: dict[str, tuple[Term, ...]]) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, title_justify="left")
+    for name in ("stage", "layers"):
+        table.add_column(name, overflow="fold")
+    for name in (*columns, "peak", "in phase", "device"):
+        table.add_column(name, justify="right", overflow="fold")
+    for rank in plan.stages:
+        terms = rank.peak.terms
+        sizes = [sum(terms.get(term, 0) for term in group) for group in columns.values()]
+        table.add_row(
+            str(rank.stage),
+            rank.layers,
+            *(show_gib(size) for size in sizes),
+            show_gib(rank.peak.peak_bytes),
+            rank.peak.phase.replace("_", " "),
+            show_gib(rank.beyond.device_bytes),
+        )
+    return table
+
+
+def _verdict(plan: Plan) -> Text:
+    worst = plan.worst
+    low, high = worst.beyond.device_low_bytes, worst.beyond.device_high_bytes
+    colour = {"fits": "green", "tight": "yellow", "does not fit": "red"}[plan.verdict]
+    text = Text(plan.verdict.capitalize(), style=f"bold {colour}")
+    text.append(
+        f": rank {worst.rank} (stage {worst.stage}) peaks in {worst.peak.phase.replace('_', ' ')} "
+        f"with {show_gib(worst.peak.peak_bytes)} GiB allocated, "
+        f"{show_gib(worst.beyond.reserved_bytes)} reserved, "
+        f"{show_gib(worst.beyond.device_bytes)} ({show_gib(low)} to {show_gib(high)}) of the "
+        f"device's {show_gib(plan.capacity_bytes)}; headroom {show_gib(plan.headroom_bytes)} GiB.",
+        style="",
+    )
+    return text
+
+
+def _remarks(label: str, remarks: tuple[str, ...]) -> list[Text]:
+    return [Text(f"{label}: {remark}", style="dim") for remark in remarks]
