@@ -2,10 +2,12 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import get_args
 
 from planner.model.description import Component, Layer, Model, Moe
 from planner.units import ceil_div
 
+COMPONENTS: tuple[Component, ...] = get_args(Component)
 BITS: dict[str, int] = {"fp32": 32, "bf16": 16, "int8": 8, "int4": 4}
 """Bits of one weight; fp16 weighs what bf16 does. Scales and zero points of int8 and int4 are not
 counted: their number depends on the quantiser."""
@@ -22,7 +24,7 @@ class Counts:
     active_without_embedding: int
     """The same without the embedding tables of the stem, as some publishers count (gpt-oss)."""
     by_component: dict[Component, int]
-    """In the order in which a forward pass meets them; sums to ``total``."""
+    """What the model has, in the order of `Component`; sums to ``total``."""
 
 
 def count(model: Model) -> Counts:
@@ -36,7 +38,7 @@ def count(model: Model) -> Counts:
         total=model.num_parameters,
         active=active,
         active_without_embedding=active - by_component["embedding"],
-        by_component=dict(by_component),
+        by_component={name: by_component[name] for name in COMPONENTS if by_component[name]},
     )
 
 

@@ -13,14 +13,14 @@ where ``layer`` counts ``layers`` from 0 and PARAMETER is ``{name, shape, compon
 """
 
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
-from planner.model.description import Component, Layer, Model, Parameter, Placed
+from planner.model.counts import COMPONENTS
+from planner.model.description import Layer, Model, Parameter, Placed
 from planner.model.faults import fault
 from planner.model.keys import MAX_SIZE, show
 
 SCHEMA = "planner.inventory/1"
-COMPONENTS: tuple[str, ...] = get_args(Component)
 
 
 def is_inventory(data: Mapping[str, Any]) -> bool:

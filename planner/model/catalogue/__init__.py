@@ -1,7 +1,7 @@
 """Models that are known by name: their configurations, with the keys as published.
 
-``configs/NAME.json`` is a configuration in Hugging Face's form; ``index.json`` says where each comes
-from, which total its publisher prints, and the exact one.
+``configs/NAME.json`` is a configuration in Hugging Face's form; ``index.json`` says where each
+comes from, which total its publisher prints, and the exact one.
 """
 
 import json
