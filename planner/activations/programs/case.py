@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from planner.activations.eager import Machine, Tensor, linear
 from planner.model.description import Attention, Layer, Mlp, Moe, Norm
 from planner.spec.deepspeed import DeepSpeed
 from planner.spec.layout import Layout
@@ -12,21 +11,24 @@ from planner.spec.training import Training
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One layer under one training set-up. B, S and H are sizes on this rank."""
+    """One layer under one training set-up."""
 
     layer: Layer
     family: str
     hidden_size: int
     vocab_size: int
+    num_layers: int
+    block: Layer
+    """The first block; the ends need to know what blocks share."""
     training: Training
     layout: Layout
     deepspeed: DeepSpeed
-    rotary_size: int = 0
-    """Elements of a head that blocks rotate; 0: none."""
     tied_head: bool = False
     """The head multiplies by the embedding's weight of the same rank."""
-    keeps_stem: bool = False
-    """The stem's output outlives the first block, until the last norm has run."""
+    boundary: bool = False
+    """The stem, the first block or the last norm of a stage that holds them all."""
+    stem_kept: bool = False
+    """Nobody saves the stem's output, and the model holds it until the last norm has run."""
 
     @property
     def batch(self) -> int:
@@ -45,9 +47,10 @@ class Case:
 
     @property
     def attention(self) -> Attention:
-        """The block's attention."""
-        assert self.layer.attention is not None
-        return self.layer.attention
+        """The attention of the layer, or of the blocks."""
+        attention = self.layer.attention or self.block.attention
+        assert attention is not None
+        return attention
 
     @property
     def norm(self) -> Norm:
@@ -62,8 +65,18 @@ class Case:
         return self.layer.mlp
 
     @property
+    def recomputed(self) -> bool:
+        """Blocks are checkpoints."""
+        return self.training.recompute == "full"
+
+    @property
+    def rotary_size(self) -> int:
+        """Elements of a head that the blocks rotate; 0: none."""
+        return 0 if self.block.attention is None else self.block.attention.rotary_size
+
+    @property
     def masked(self) -> bool:
-        """A mask is made: eager attention adds one; sdpa masks by itself."""
+        """A mask is made: eager attention adds one, sdpa masks by itself unless heads differ."""
         return self.training.attention == "eager"
 
     @property
@@ -76,9 +89,11 @@ class Case:
         """A dropout probability as training applies it."""
         return value if self.training.dropout else 0.0
 
-
-def project(m: Machine, tensor: Tensor, name: str) -> Tensor:
-    """An ``nn.Linear``; with or without bias, as its parameters say."""
-    weight = m.parameters[f"{name}.weight"]
-    bias = m.parameters.get(f"{name}.bias")
-    return m.module(name, lambda x: linear(x, weight, bias), tensor)
+    def module(self, component: str, place: int = 0) -> str:
+        """Name of the layer's ``place``-th module that holds a matrix of this component."""
+        names = [
+            parameter.name.rpartition(".")[0]
+            for parameter in self.layer.parameters
+            if parameter.component == component and len(parameter.shape) == 2  # noqa: PLR2004
+        ]
+        return names[place]

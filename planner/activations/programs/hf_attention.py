@@ -1,4 +1,4 @@
-"""Attention as transformers runs it: rotary positions, repeated heads, the two kernels."""
+"""Attention as transformers runs it: projections, rotary positions, the two kernels."""
 
 from planner.activations.eager import (
     Machine,
@@ -19,8 +19,57 @@ from planner.activations.eager import (
     to,
     transpose,
     unsqueeze,
+    view,
 )
 from planner.activations.programs.case import Case
+from planner.activations.programs.modules import normalise, project
+from planner.activations.programs.shared import Shared
+
+Heads = tuple[Tensor, Tensor, Tensor]
+
+
+def self_attention(
+    m: Machine, case: Case, hidden: Tensor, shared: Shared
+) -> tuple[Tensor, Tensor | None]:
+    """``LlamaAttention.forward`` and its kin."""
+    batch, length, _ = hidden.shape
+    query, key, value = _heads(m, case, hidden)
+    if case.attention.rotary_size:
+        with m.part("attention.rotary"):
+            cos, sin = shared.position_embeddings(m, case)
+            query, key = rotate(query, key, cos, sin)
+    output, weights = attend(m, case, query, key, value, shared)
+    with m.part("attention.o"):
+        output = reshape(output, batch, length, -1)
+        output = project(m, output, case.module("attention.o"))
+    return output, weights
+
+
+def _heads(m: Machine, case: Case, hidden: Tensor) -> Heads:
+    """q, k and v as (B, A, S, D)."""
+    batch, length, _ = hidden.shape
+    shape = (batch, length, -1, case.attention.head_size)
+    with m.part("attention.q"):
+        query = transpose(_normed_heads(m, case, hidden, "attention.q", shape), 1, 2)
+    with m.part("attention.k"):
+        key = transpose(_normed_heads(m, case, hidden, "attention.k", shape), 1, 2)
+    with m.part("attention.v"):
+        value = transpose(view(project(m, hidden, case.module("attention.v")), *shape), 1, 2)
+    return query, key, value
+
+
+def _normed_heads(
+    m: Machine, case: Case, hidden: Tensor, component: str, shape: tuple[int, ...]
+) -> Tensor:
+    """A projection cut into heads; Qwen3 has a norm over each head, OLMo 2 over all."""
+    name = case.module(component)
+    norm = case.attention.qk_norm
+    if norm is None:
+        return view(project(m, hidden, name), *shape)
+    norm_name = name.removesuffix("_proj") + "_norm"
+    if case.attention.qk_norm_over == "head":
+        return normalise(m, norm, view(project(m, hidden, name), *shape), norm_name)
+    return view(normalise(m, norm, project(m, hidden, name), norm_name), *shape)
 
 
 def rotate_half(x: Tensor) -> Tensor:
@@ -49,6 +98,16 @@ def repeat_kv(x: Tensor, times: int) -> Tensor:
     return reshape(x, batch, heads * times, length, size)
 
 
+def attend(
+    m: Machine, case: Case, query: Tensor, key: Tensor, value: Tensor, shared: Shared
+) -> tuple[Tensor, Tensor | None]:
+    """The attention function that the configuration asks for; the result is (B, S, A, D)."""
+    with m.part("attention.core"):
+        if case.training.attention == "eager":
+            return eager_attention(case, query, key, value, shared.attention_mask(m, case))
+        return sdpa_attention(case, query, key, value, None)
+
+
 def eager_attention(
     case: Case, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -71,21 +130,10 @@ def sdpa_attention(
 ) -> tuple[Tensor, None]:
     """``sdpa_attention_forward``, integrations/sdpa_attention.py: heads are repeated with a mask."""
     times = query.shape[1] // key.shape[1]
-    if times > 1 and not (mask is None and key.shape[-1] == value.shape[-1] <= 256):
+    if times > 1 and not (mask is None and key.shape[-1] == value.shape[-1] <= 256):  # noqa: PLR2004
         key = repeat_kv(key, times)
         value = repeat_kv(value, times)
     probability = case.probability(case.attention.dropout)
     output = attention(query, key, value, mask=mask, probability=probability)
     output = contiguous(transpose(output, 1, 2))
     return output, None
-
-
-def attend(
-    m: Machine, case: Case, query: Tensor, key: Tensor, value: Tensor
-) -> tuple[Tensor, Tensor | None]:
-    """The attention function that the configuration asks for."""
-    with m.part("attention.core"):
-        if case.training.attention == "eager":
-            mask = m.uncounted(case.mask_shape, case.dtype)
-            return eager_attention(case, query, key, value, mask)
-        return sdpa_attention(case, query, key, value, None)

@@ -1,0 +1,116 @@
+"""Modules as transformers writes them: projections, norms, activations."""
+
+from planner.activations.eager import (
+    Machine,
+    Tensor,
+    add,
+    addmm,
+    layer_norm,
+    linear,
+    mean_last,
+    mul,
+    rsqrt,
+    scale,
+    shift,
+    square,
+    to,
+    transpose,
+    unary,
+    unary_of_result,
+    view,
+)
+from planner.model.description import Norm
+
+
+def project(m: Machine, tensor: Tensor, name: str) -> Tensor:
+    """An ``nn.Linear``; with or without bias, as its parameters say."""
+    weight, bias = m.get(name, "weight"), m.get(name, "bias")
+    assert weight is not None
+    return m.module(name, lambda x: linear(x, weight, bias), tensor)
+
+
+def conv1d(m: Machine, tensor: Tensor, name: str) -> Tensor:
+    """GPT-2's ``Conv1D``: a linear whose weight is not transposed."""
+    weight, bias = m.get(name, "weight"), m.get(name, "bias")
+    assert weight is not None
+    assert bias is not None
+
+    def forward(x: Tensor) -> Tensor:
+        lead = x.shape[:-1]
+        x = addmm(bias, view(x, -1, x.shape[-1]), weight)
+        return view(x, *lead, weight.shape[1])
+
+    return m.module(name, forward, tensor)
+
+
+def normalise(m: Machine, norm: Norm, tensor: Tensor, name: str) -> Tensor:
+    """The norm module ``name``."""
+    weight, bias = m.get(name, "weight"), m.get(name, "bias")
+    with m.part("norms"):
+        match norm.kind:
+            case "layer":
+                return m.module(name, lambda x: layer_norm(x, weight, bias), tensor)
+            case "rms":
+                return m.module(name, lambda x: _rms(x, weight), tensor)
+            case "rms_fp32":
+                return m.module(name, lambda x: _rms_fp32(x, weight), tensor)
+            case _:
+                return m.module(name, lambda x: _rms_one_plus(x, weight), tensor)
+
+
+def _rms(x: Tensor, weight: Tensor | None) -> Tensor:
+    """LlamaRMSNorm, models/llama/modeling_llama.py of transformers 5.23."""
+    dtype = x.dtype
+    x = to(x, "fp32")
+    variance = mean_last(square(x))
+    x = mul(x, rsqrt(shift(variance)))
+    return to(x, dtype) if weight is None else mul(weight, to(x, dtype))
+
+
+def _rms_fp32(x: Tensor, weight: Tensor | None) -> Tensor:
+    """Olmo2RMSNorm: the weight is applied before the cast back."""
+    assert weight is not None
+    dtype = x.dtype
+    x = to(x, "fp32")
+    variance = mean_last(square(x))
+    x = mul(x, rsqrt(shift(variance)))
+    return to(mul(weight, x), dtype)
+
+
+def _rms_one_plus(x: Tensor, weight: Tensor | None) -> Tensor:
+    """GemmaRMSNorm: everything in fp32, and 1 + weight is made for every call."""
+    assert weight is not None
+    output = _normed(to(x, "fp32"))
+    output = mul(output, shift(to(weight, "fp32")))
+    return to(output, x.dtype)
+
+
+def _normed(x: Tensor) -> Tensor:
+    return mul(x, rsqrt(shift(mean_last(square(x)))))
+
+
+_SAVES_RESULT = {"relu", "tanh", "sigmoid"}
+
+
+def activate(name: str, x: Tensor) -> Tensor:
+    """``ACT2FN[name]``, transformers activations.py."""
+    if name in _SAVES_RESULT:
+        return unary_of_result(x)
+    if name == "gelu_new":
+        return _gelu_new(x)
+    return unary(x)
+
+
+def _gelu_new(x: Tensor) -> Tensor:
+    """NewGELUActivation: nine operations, as GPT-2's authors wrote it."""
+    return mul(scale(x), shift(unary_of_result(scale(add(x, scale(_cube(x)))))))
+
+
+def _cube(x: Tensor) -> Tensor:
+    """``torch.pow(x, 3)``."""
+    return square(x)
+
+
+def turn(weight: Tensor) -> Tensor:
+    """``weight.t()``."""
+    return transpose(weight, 0, 1)

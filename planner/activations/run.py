@@ -1,0 +1,233 @@
+"""Runs a layer's program forward and backward on a new machine."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from planner.activations.eager import (
+    Backend,
+    Machine,
+    Sink,
+    Tensor,
+    checkpoint,
+    empty,
+    run_backward,
+)
+from planner.activations.eager.autograd import PARAMETER_FIRST, Edge, Gradient, accumulate
+from planner.activations.programs import hf_blocks, hf_ends
+from planner.activations.programs.case import Case
+from planner.activations.programs.modules import normalise, turn
+from planner.activations.programs.shared import Shared, find_shared, leave_blocks
+from planner.activations.tape import Mark
+from planner.memory.terms import Term
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pass:
+    """A layer's forward and backward pass as a machine wrote it down."""
+
+    machine: Machine
+    forward: tuple[int | Mark, ...]
+    backward: tuple[int | Mark, ...]
+    saved: tuple[int, ...]
+    """Allocations that are alive between the passes, the output left out."""
+    entry: int = 0
+    """The allocation that is the layer's input; 0: none."""
+    output_bytes: int
+    held_bytes: int = 0
+
+    @property
+    def input_saved(self) -> bool:
+        """The layer's input is alive between the passes."""
+        return self.entry in self.saved
+
+
+def run_layer(
+    case: Case,
+    shapes: tuple[tuple[int, ...], ...],
+    *,
+    backend: Backend,
+    in_place: bool,
+    modules: bool,
+) -> Pass:
+    """Run the layer; ``shapes`` are those of its parameters on this rank."""
+    machine = Machine(backend=backend, in_place=in_place, modules=modules)
+    for index, parameter in enumerate(case.layer.parameters):
+        machine.parameter(parameter.name, index, shapes[index], case.dtype)
+    match case.layer.kind:
+        case "stem":
+            return _run_stem(machine, case)
+        case "head":
+            return _run_head(machine, case, shapes[len(case.layer.parameters) :])
+        case _:
+            return _run_inner(machine, case)
+
+
+def _run_inner(machine: Machine, case: Case) -> Pass:
+    """A block or the last norm: hidden states in, hidden states out."""
+    collected: list[Tensor] = []
+    hidden = _input(machine, case, collected)
+    entry = hidden.storage.index
+    if case.layer.kind == "norm":
+        output = normalise(machine, case.norm, hidden, _own_name(case))
+        leave_blocks(machine, case)
+    else:
+        output = _run_block(machine, case, hidden, find_shared(machine, case))
+    first = case.boundary and case.layer.kind == "block"
+    if first and case.layout.pp == 1 and hidden.storage.references == 1:
+        # Nobody saves the stem's output: the last norm's tape frees it, where the model does.
+        machine.disown(hidden)
+    del hidden
+    handed = _hand_on(machine, output)
+    del output
+    return _finish(machine, case, handed, entry=entry)
+
+
+def _run_block(machine: Machine, case: Case, hidden: Tensor, shared: Shared) -> Tensor:
+    """A block, as a checkpoint where training recomputes it."""
+    if case.recomputed:
+        return checkpoint(lambda x: hf_blocks.block(machine, case, x, shared), hidden)
+    return hf_blocks.block(machine, case, hidden, shared)
+
+
+def _run_stem(machine: Machine, case: Case) -> Pass:
+    """Token ids in, hidden states out."""
+    waiting = _expect_tied_gradient(machine, case) if case.tied_head else []
+    output, shared = hf_ends.stem(machine, case)
+    if case.boundary or not case.recomputed:
+        for tensor in shared.passing:
+            machine.disown(tensor)
+    if case.boundary:
+        for tensor in shared.saved:
+            machine.disown(tensor)
+    handed = _hand_on(machine, output)
+    del output
+    # Without a boundary what the blocks share lives until the stem's backward pass begins.
+    return _finish(machine, case, handed, ending=shared, waiting=waiting)
+
+
+class _Handed(NamedTuple):
+    """A layer's result, which the next layer counts from here on."""
+
+    edge: Edge
+    shape: tuple[int, ...]
+    size: int
+
+
+def _hand_on(machine: Machine, output: Tensor) -> _Handed:
+    machine.disown(output)
+    assert output.edge is not None
+    return _Handed(output.edge, output.shape, output.storage.size)
+
+
+def _finish(
+    machine: Machine,
+    case: Case,
+    handed: _Handed,
+    *,
+    entry: int = 0,
+    ending: Shared | None = None,
+    waiting: list[Gradient] | None = None,
+) -> Pass:
+    """Take stock between the passes, then run backward."""
+    machine.settle()
+    saved = tuple(sorted(machine.live))
+    split = len(machine.events)
+    if ending is not None:
+        ending.saved.clear()
+        ending.passing.clear()
+    if waiting:
+        waiting[0] = _tied_gradient(machine, case)
+    run_backward(handed.edge, machine.external(handed.shape, case.dtype))
+    return Pass(
+        machine=machine,
+        forward=tuple(machine.events[:split]),
+        backward=tuple(machine.events[split:]),
+        saved=saved,
+        entry=entry,
+        output_bytes=handed.size,
+    )
+
+
+def _run_head(machine: Machine, case: Case, extra: tuple[tuple[int, ...], ...]) -> Pass:
+    """Hidden states in, a loss out; backward begins with the loss's own gradient."""
+    if extra:
+        _tied_weight(machine, case, extra[0])
+    collected: list[Tensor] = []
+    hidden = _input(machine, case, collected)
+    entry = hidden.storage.index
+    logits, loss = hf_ends.head_and_loss(machine, case, hidden)
+    held = [loss, logits] if case.training.keep_logits else [loss]
+    del hidden, logits, loss
+    machine.settle()
+    saved = tuple(sorted(machine.live))
+    split = len(machine.events)
+    with machine.booked_as(Term.LOGITS):
+        held.append(empty(machine, (), "fp32"))
+    edge = held[0].edge
+    assert edge is not None
+    run_backward(edge, held[-1])
+    return Pass(
+        machine=machine,
+        forward=tuple(machine.events[:split]),
+        backward=tuple(machine.events[split:]),
+        saved=saved,
+        entry=entry,
+        output_bytes=0,
+        held_bytes=sum(tensor.storage.size for tensor in held),
+    )
+
+
+def _input(machine: Machine, case: Case, collected: list[Tensor]) -> Tensor:
+    """The layer before's result; its gradient is collected, and so stays alive."""
+    shape = (case.batch, case.length, case.hidden_size)
+    return machine.external(shape, case.dtype, sink=Sink(collected.append, seq=0))
+
+
+def _own_name(case: Case) -> str:
+    """Of a layer that is one module."""
+    return case.layer.parameters[0].name.rpartition(".")[0] if case.layer.parameters else ""
+
+
+def _tied_weight(machine: Machine, case: Case, shape: tuple[int, ...]) -> None:
+    """The embedding's weight, used by a head that has none of its own.
+
+    On the embedding's own rank the gradient waits in autograd's buffer; else the head holds a
+    copy, the first of its parameters.
+    """
+    name = f"{hf_ends.HEAD}.weight"
+    if not case.tied_head:
+        machine.parameter(name, 0, shape, case.dtype)
+        return
+    waiting: list[Tensor] = []
+
+    def wait(gradient: Tensor) -> None:
+        waiting.append(machine.book(gradient, Term.GRADIENTS))
+
+    weight = machine.uncounted(shape, case.dtype)
+    weight.edge = (Sink(wait, seq=PARAMETER_FIRST), 0)
+    machine.parameters[name] = weight
+
+
+def _expect_tied_gradient(machine: Machine, case: Case) -> list[Gradient]:
+    """Make the embedding's gradient add up with the head's, which goes into the returned list."""
+    weight = machine.parameters[f"{case.module('embedding')}.weight"]
+    assert weight.edge is not None
+    hand_over = weight.edge[0].collect
+    buffer: list[Gradient] = [None]
+
+    def collect(gradient: Tensor) -> None:
+        accumulate(buffer, 0, gradient)
+        del gradient
+        total = buffer.pop()
+        assert total is not None
+        hand_over(total)
+
+    weight.edge = (Sink(collect, seq=PARAMETER_FIRST), 0)
+    return buffer
+
+
+def _tied_gradient(machine: Machine, case: Case) -> Tensor:
+    """What the head left in autograd: a view of a product, so nothing is added to it in place."""
+    weight = machine.parameters[f"{case.module('embedding')}.weight"]
+    whole = machine.book(machine.external(weight.shape, case.dtype), Term.GRADIENTS)
+    return turn(turn(whole))
