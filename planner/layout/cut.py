@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
-from planner.layout.experts import ExpertCut, Piece, expert_holder, expert_pieces
+from planner.layout.experts import ExpertCut, Piece, expert_holder, expert_pieces, router_name
 from planner.layout.partition import partition_layers
 from planner.layout.ranks import ExpertGrouping
 from planner.layout.stage import LocalLayer, LocalParameter, Stage
@@ -151,7 +151,10 @@ def _pieces(placed: Placed, cuts: _Cuts) -> list[Piece]:
             numel = local_numel(
                 parameter, placed.layer.attention, cuts.tensor, prefix=placed.prefix
             )
-            kept = LocalParameter(parameter.name, numel, expert=False, ndim=len(parameter.shape))
+            name = parameter.name
+            if parameter.component == "router":
+                name = router_name(name, cuts.expert.holder)
+            kept = LocalParameter(name, numel, expert=False, ndim=len(parameter.shape))
             pieces.append(Piece(index, kept))
         elif index == routed[0]:
             pieces += expert_pieces(own, routed, cuts.expert)

@@ -62,26 +62,41 @@ def expert_pieces(
     split.sort(key=lambda item: _ORDER[cut.holder].index(_kind(item[1])))
     if cut.holder == "autoep":
         return [
-            Piece(index, LocalParameter(name, numel, expert=True, ndim=3))
+            Piece(index, LocalParameter(_grouped_name(name), numel, expert=True, ndim=3))
             for index, name, numel in split
         ]
     count = parameters[indices[0]].shape[0] // cut.ep
     return [
-        Piece(
-            index,
-            LocalParameter(
-                f"{expert}.{name}",
-                numel // count,
-                expert=True,
-                ndim=len(parameters[index].shape) - 1,
-            ),
-        )
+        Piece(index, _of_one(parameters[index], expert, name, numel // count))
         for expert in range(count)
         for index, name, numel in split
     ]
 
 
+def router_name(name: str, holder: ExpertHolder) -> str:
+    """``mlp.gate.weight`` under the name that AutoEP gives it, ``mlp.router.gate.weight``."""
+    if holder != "autoep":
+        return name
+    gate, _, leaf = name.rpartition(".")
+    return f"{gate.rpartition('.')[0]}.router.gate.{leaf}"
+
+
 _ORDER = {"autoep": ("gate", "down", "up"), "moe": ("gate", "up", "down")}
+
+
+_GROUPED = {"gate": "w1", "down": "w2", "up": "w3"}
+"""Names of the projections in AutoEP's ``GroupedExperts``."""
+
+
+def _grouped_name(name: str) -> str:
+    return f"{name.rpartition('.')[0]}.{_GROUPED[_kind(name)]}"
+
+
+def _of_one(parameter: Parameter, expert: int, name: str, numel: int) -> LocalParameter:
+    """One projection of one expert, which has a dim less than all of them together."""
+    holder, _, leaf = name.rpartition(".")
+    ndim = len(parameter.shape) - 1
+    return LocalParameter(f"{holder}.{expert}.{leaf}", numel, expert=True, ndim=ndim)
 
 
 def _kind(name: str) -> str:

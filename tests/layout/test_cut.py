@@ -138,12 +138,12 @@ def test_autoep_puts_the_router_first_and_splits_gate_from_up():
     model = small_model(experts=8, ffn=10, hidden=6)
     layer = stages(model, Layout(dp=4, ep=4), HF, AUTOEP)[0].layers[1]
     mixture = [p for p in layer.parameters if p.name.startswith("mlp")]
-    assert [(p.numel, p.expert, p.ndim) for p in mixture] == [
-        (8 * 6, False, 2),
-        (2 * 10 * 6, True, 3),
-        (2 * 6 * 10, True, 3),
-        (2 * 10 * 6, True, 3),
-        (10 * 6, False, 2),
+    assert [tuple(p) for p in mixture] == [
+        ("mlp.router.gate.weight", 8 * 6, False, 2),
+        ("mlp.experts.w1", 2 * 10 * 6, True, 3),
+        ("mlp.experts.w2", 2 * 6 * 10, True, 3),
+        ("mlp.experts.w3", 2 * 10 * 6, True, 3),
+        ("mlp.shared.weight", 10 * 6, False, 2),
     ]
     assert layer.places[4:6] == ((5, 7), (6,))
 
@@ -154,8 +154,8 @@ def test_deepspeeds_own_layer_holds_a_module_for_each_expert():
     experts = [p for p in layer.parameters if p.expert]
     assert [p.numel for p in experts] == [60] * 6
     assert {p.ndim for p in experts} == {2}
-    assert experts[0].name.startswith("0.")
-    assert experts[5].name.startswith("1.")
+    assert experts[0].name == "mlp.experts.0.gate_proj"
+    assert experts[5].name == "mlp.experts.1.down_proj"
 
 
 def test_experts_that_are_not_spread_are_parameters_like_any_other():

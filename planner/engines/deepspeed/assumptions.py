@@ -12,6 +12,9 @@ from planner.spec.training import Training
 UNTESTED_OPTIMIZERS = ("sgd", "adamw_8bit")
 """Not in ZERO_SUPPORTED_OPTIMIZERS (runtime/zero/utils.py:45)."""
 
+RECORDING_FAMILIES = ("mixtral", "qwen3_moe")
+"""AutoEP asks their output recorders for a default, which transformers 5.23 no longer allows."""
+
 _WEIGHTS = 3
 
 
@@ -87,6 +90,11 @@ def _experts(
         yield (
             "experts: AutoEP finds the blocks in the PipelineModule through a moe_layer_pattern "
             "of the user's"
+        )
+    if holder == "autoep" and model.family in RECORDING_FAMILIES:
+        yield (
+            f"experts: AutoEP of 0.19.8 fails on transformers 5.23's {model.family} "
+            "(module_inject/auto_ep_presets/base.py:326); an older transformers trains it"
         )
     if holder == "moe":
         cut = cut_style(layout, training) == "megatron" and layout.tp > 1
