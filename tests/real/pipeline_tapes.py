@@ -1,6 +1,7 @@
 """The tapes of the plain layers that worker_pipeline.py trains."""
 
 from collections.abc import Callable
+from typing import Any
 
 from planner.activations.eager import (
     Machine,
@@ -16,6 +17,7 @@ from planner.activations.eager import (
     view,
 )
 from planner.activations.fold import fold
+from planner.activations.programs.reentrant import reentrant
 from planner.activations.tape import LayerTape, Segment
 from planner.memory.terms import Term
 
@@ -32,13 +34,17 @@ def stem_tape(vocab: int, hidden: int, shape: tuple[int, int], dtype: str) -> La
 
 
 def linear_tape(
-    sizes: tuple[int, int], shape: tuple[int, int], dtype: str, *, kept: bool = False
+    hidden: int, shape: tuple[int, int], dtype: str, *, kept: bool, recompute: bool
 ) -> LayerTape:
     """``nn.Linear`` without bias; ``kept``: somebody else holds the gradient of its output."""
+
+    def plain(m: Machine, x: Tensor) -> Tensor:
+        return linear(x, m.parameters["0"])
+
     return _tape(
-        ((sizes[1], sizes[0]),),
-        (*shape, sizes[0]),
-        lambda m, x: linear(x, m.parameters["0"]),
+        ((hidden, hidden),),
+        (*shape, hidden),
+        lambda m, x: reentrant(lambda y: plain(m, y), x) if recompute else plain(m, x),
         dtype=dtype,
         kept=kept,
     )
@@ -98,7 +104,7 @@ def _machine(shapes: tuple[tuple[int, ...], ...], dtype: str) -> Machine:
 def _tape(
     weights: tuple[tuple[int, ...], ...],
     shape: tuple[int, ...] | None,
-    forward: Callable[[Machine, Tensor | None], Tensor],
+    forward: Callable[[Machine, Any], Tensor],
     *,
     dtype: str,
     kept: bool,

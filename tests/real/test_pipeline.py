@@ -43,7 +43,14 @@ NAMES = {
 
 def make_case(**changes: Any) -> dict[str, Any]:
     case = {"pp": 2, "dp": 1, "micro_steps": 3, "stage": 1, "precision": "bf16", "layers": 6}
-    case |= {"kernel": "fused", "hidden": HIDDEN, "vocab": VOCAB, "batch": BATCH, "length": LENGTH}
+    case |= {
+        "kernel": "fused",
+        "checkpoint_interval": 0,
+        "hidden": HIDDEN,
+        "vocab": VOCAB,
+        "batch": BATCH,
+        "length": LENGTH,
+    }
     case |= changes
     case["config"] = {
         "train_micro_batch_size_per_gpu": BATCH,
@@ -74,7 +81,8 @@ def make_stage(case: dict[str, Any], index: int) -> tuple[Stage, list[Any]]:
             tapes.append(head_tape(VOCAB, HIDDEN, shape, dtype))
         else:
             kept = place == span[-1]
-            tapes.append(linear_tape((HIDDEN, HIDDEN), shape, dtype, kept=kept))
+            recompute = case["checkpoint_interval"] == 1
+            tapes.append(linear_tape(HIDDEN, shape, dtype, kept=kept, recompute=recompute))
     order = tuple(range(len(layers)))
     stage = Stage(index=index, num_stages=case["pp"], layers=tuple(layers), registered=order)
     return stage, tapes
@@ -130,13 +138,14 @@ CASES = [
     pytest.param(make_case(micro_steps=4, dp=2), id="two stages, two replicas"),
     pytest.param(make_case(pp=4, micro_steps=5), id="four stages"),
     pytest.param(make_case(micro_steps=1, precision="fp32"), id="one micro-batch, fp32"),
+    pytest.param(make_case(checkpoint_interval=1), id="layers recomputed"),
 ]
 
 
 @pytest.mark.real
 @pytest.mark.parametrize("case", CASES)
 def test_every_instruction_of_every_rank(case):
-    ranks = run_ranks(WORKER, case, ranks=case["pp"] * case["dp"])
+    ranks = run_ranks(WORKER, case, ranks=case["pp"] * case["dp"], timeout_seconds=900)
     differences = []
     for rank, readings in enumerate(ranks):
         index, replica = divmod(rank, case["dp"])

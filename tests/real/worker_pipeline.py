@@ -49,10 +49,7 @@ def build(case: dict[str, Any]) -> PipelineModule:
     else:
         stem = LayerSpec(torch.nn.Embedding, vocab, hidden, **kind)
         head = LayerSpec(torch.nn.Linear, hidden, vocab, bias=False, **kind)
-    inner = [
-        LayerSpec(Inner, hidden, hidden, bias=False, **kind)
-        for _ in range(case["layers"])
-    ]
+    inner = [LayerSpec(Inner, hidden, hidden, bias=False, **kind) for _ in range(case["layers"])]
     return PipelineModule(
         [stem, *inner, head],
         num_stages=case["pp"],
