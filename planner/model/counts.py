@@ -49,7 +49,7 @@ def num_active(model: Model) -> int:
     K chosen ones count. DeepSeek-V3 has 37,552,282,624 this way (its publisher prints 37B); others
     leave embeddings out, so compare published figures with care.
     """
-    return sum(_active(placed.layer) for placed in model.placed())
+    return sum(_active(placed.layer, model.experts_per_token) for placed in model.placed())
 
 
 def weight_bytes(parameters: int, precision: str) -> int:
@@ -57,8 +57,10 @@ def weight_bytes(parameters: int, precision: str) -> int:
     return ceil_div(parameters * BITS[precision], 8)
 
 
-def _active(layer: Layer) -> int:
-    routed = sum(parameter.numel for parameter in layer.parameters if parameter.routed)
-    if not isinstance(layer.mlp, Moe):
-        return layer.numel
-    return layer.numel - routed + routed * layer.mlp.experts_per_token // layer.mlp.num_experts
+def _active(layer: Layer, experts_per_token: int | None) -> int:
+    """Routed weights count by their share; without a known share they count whole."""
+    chosen = layer.mlp.experts_per_token if isinstance(layer.mlp, Moe) else experts_per_token
+    return sum(
+        p.numel if chosen is None or not p.routed else p.numel // p.shape[0] * chosen
+        for p in layer.parameters
+    )

@@ -219,6 +219,8 @@ class Model:
     """What follows the blocks, in order; mostly the last norm, then the head."""
     inventory_only: bool = False
     """Only the parameters are known, not what the layers compute."""
+    experts_per_token: int | None = None
+    """Of an imported model, whose layers have no `Moe`; None: not known, or no experts."""
 
     @property
     def num_layers(self) -> int:

@@ -1,7 +1,7 @@
 """A stored inventory: all parameters of a model that transformers built once, as a JSON file.
 
 ``planner.inventory/1`` has ``name``, ``model_type``, ``implementation``, ``hidden_size``,
-``vocab_size``, ``max_positions``, ``tied`` and three lists:
+``vocab_size``, ``max_positions``, ``tied``, ``experts_per_token`` (null: not known) and:
 
     layers      [[PARAMETER, ...], ...]       every different layer once
     blocks      [[prefix, layer], ...]        in the order of ``named_parameters()``
@@ -46,6 +46,7 @@ def to_document(model: Model) -> dict[str, Any]:
         "vocab_size": model.vocab_size,
         "max_positions": model.max_positions,
         "tied": model.tied,
+        "experts_per_token": model.experts_per_token,
         "stem": place(model.stem),
         "blocks": [place(placed) for placed in model.blocks],
         "tail": [place(placed) for placed in model.tail],
@@ -91,6 +92,7 @@ def _model(data: Mapping[str, Any]) -> Model:
         blocks=tuple(place(item, "block") for item in _list(data["blocks"])),
         tail=tuple(place(item, "head") for item in _list(data["tail"])),
         inventory_only=True,
+        experts_per_token=_optional_size(data.get("experts_per_token")),
     )
 
 
@@ -136,6 +138,10 @@ def _size(value: Any) -> int:
     if type(value) is not int or not 0 <= value <= MAX_SIZE:
         raise ValueError(f"{show(value)} is not a size")
     return value
+
+
+def _optional_size(value: Any) -> int | None:
+    return None if value is None else max(1, _size(value))
 
 
 def _text(value: Any) -> str:
