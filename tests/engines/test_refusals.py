@@ -78,7 +78,7 @@ REFUSED = [
     ("empty", Layout(dp=1, pp=9), HF, BARE_NORM, {},
      "deepspeed.pipeline.partition_method: parameters leaves stage 7 without parameters"),
     ("method", Layout(dp=1, pp=2), HF, DENSE,
-     {"pipeline": Pipeline(partition_method="profile")}, "knows no method 'profile'"),
+     {"pipeline": Pipeline(partition_method="balanced")}, "knows no method 'balanced'"),
     ("batch", Layout(dp=8), replace(HF, global_batch_size=20, micro_batch_size=2), DENSE, {},
      ("training.global_batch_size: 20 is no multiple of micro_batch_size * dp = 2 * 8 "
       "(deepspeed/runtime/config.py:602); choose a multiple of 16, e.g. 16")),
@@ -103,7 +103,7 @@ REFUSED = [
     ("ep-dense", Layout(dp=4, ep=2), HF, DENSE, {}, "layout.ep: small has no routed experts"),
     ("ep-experts", Layout(dp=3, ep=3), HF, SPARSE, {},
      ("layout.ep: 3 does not divide the number of experts = 8 "
-      "(deepspeed/module_inject/auto_ep_config.py:378)")),
+      "(deepspeed/module_inject/auto_ep_config.py:380)")),
     ("ep-ranks", Layout(dp=6, ep=4), MEGATRON, SPARSE, {"expert_engine": "moe"},
      "layout.ep: 4 does not divide dp * sp = 6 (deepspeed/utils/groups.py:565)"),
     ("moe-zero-3", Layout(dp=4, ep=4, zero_stage=3), HF, SPARSE, {"expert_engine": "moe"},

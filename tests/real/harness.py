@@ -42,13 +42,14 @@ def run_ranks(worker: Path, case: Any, *, ranks: int, timeout_seconds: float = 2
 def _start(
     worker: Path, case: Any, output: Path, log: Path, environment: dict[str, str]
 ) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen(
-        [sys.executable, str(worker), json.dumps(case), str(output)],
-        stdout=log.open("wb"),
-        stderr=subprocess.STDOUT,
-        env=os.environ | environment,
-        start_new_session=True,
-    )
+    with log.open("wb") as stream:
+        return subprocess.Popen(
+            [sys.executable, str(worker), json.dumps(case), str(output)],
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=os.environ | environment,
+            start_new_session=True,
+        )
 
 
 def _environment(rank: int, ranks: int, port: int) -> dict[str, str]:

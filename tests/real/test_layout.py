@@ -1,14 +1,20 @@
 """The layout against DeepSpeed's own classes: topology, groups, pipeline partition and schedule."""
 
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from planner.layout import ranks
+from planner.layout.cut import stages
 from planner.layout.partition import partition_balanced, partition_uniform
 from planner.layout.schedule import num_pipe_buffers, steps
+from planner.model.load import load_model
+from planner.spec.deepspeed import DeepSpeed
 from planner.spec.layout import Layout
+from planner.spec.training import Training
+from tests.real.harness import run_ranks
 
 pytestmark = pytest.mark.real
 pytest.importorskip("deepspeed")
@@ -193,3 +199,86 @@ def test_every_instruction_is_the_train_schedules(num_stages):
         ]
         assert ours == theirs
         assert num_pipe_buffers(stage, num_stages, micro_batches) == schedule.num_pipe_buffers()
+
+
+SIZES = {
+    "hidden_size": 96,
+    "intermediate_size": 202,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "vocab_size": 101,
+}
+GROUPED = SIZES | {"num_key_value_heads": 3, "head_dim": 16}
+LATENT = SIZES | {
+    "num_key_value_heads": 6,
+    "moe_intermediate_size": 40,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 8,
+    "n_group": 2,
+    "topk_group": 1,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+}
+CUT_BY_TP = [
+    {"model_type": "llama", **GROUPED, "tie_word_embeddings": False},
+    {"model_type": "llama", **GROUPED, "tie_word_embeddings": True},
+    {"model_type": "mistral", **GROUPED},
+    {"model_type": "qwen2", **SIZES, "num_key_value_heads": 3, "tie_word_embeddings": True},
+    {"model_type": "qwen3", **GROUPED},
+    {"model_type": "gemma", **GROUPED},
+    {"model_type": "gemma2", **GROUPED},
+    {"model_type": "gemma3_text", **GROUPED},
+    {"model_type": "starcoder2", **SIZES, "num_key_value_heads": 3},
+    {"model_type": "phi", **SIZES, "num_key_value_heads": 3},
+    {"model_type": "gpt_neox", **SIZES},
+    {"model_type": "opt", **SIZES, "ffn_dim": 204, "word_embed_proj_dim": 96},
+    {"model_type": "bloom", "hidden_size": 96, "n_layer": 2, "n_head": 6, "vocab_size": 101},
+    {"model_type": "falcon", **SIZES},
+    {"model_type": "gpt_oss", **GROUPED, "num_local_experts": 4},
+]
+CUT_BY_EP = [{"model_type": family, **LATENT} for family in ("deepseek_v2", "deepseek_v3")]
+
+
+@pytest.fixture(scope="module")
+def cut_models():
+    """Names and sizes that DeepSpeed leaves of each model, by rank of two."""
+    runs = [{"model": m, "config": {"tensor_parallel": {"autotp_size": 2}}} for m in CUT_BY_TP]
+    runs += [
+        {
+            "model": m,
+            "config": {
+                "expert_parallel": {
+                    "enabled": True,
+                    "autoep_size": 2,
+                    "preset_model": m["model_type"],
+                }
+            },
+        }
+        for m in CUT_BY_EP
+    ]
+    worker = Path(__file__).with_name("worker_cut.py")
+    return run_ranks(worker, {"world_size": 2, "runs": runs}, ranks=2)
+
+
+@pytest.mark.parametrize("place", range(len(CUT_BY_TP) + len(CUT_BY_EP)))
+def test_a_ranks_parameters_are_those_that_deepspeed_leaves_it(cut_models, place):
+    from transformers import AutoConfig
+
+    keys = (CUT_BY_TP + CUT_BY_EP)[place]
+    config = AutoConfig.for_model(**keys).to_dict() | {"architectures": None}
+    model = load_model(config, folder=Path())
+    layout = Layout(dp=1, tp=2) if place < len(CUT_BY_TP) else Layout(dp=2, ep=2)
+    for rank, outcome in enumerate(cut_models):
+        tp_rank = ranks.coordinates(rank, layout).tp
+        (stage,) = stages(model, layout, Training(sequence_length=8), DeepSpeed(), tp_rank)
+        ours = [
+            [stage.layers[index].placed.prefix + parameter.name, parameter.numel]
+            for index in stage.registered
+            for parameter in stage.layers[index].parameters
+        ]
+        assert ours == outcome[place].get("parameters"), outcome[place].get("error")

@@ -32,7 +32,7 @@ def experts(case: Case) -> Iterator[Refusal]:
 def _division(case: Case) -> Iterator[Refusal]:
     ep, layout = case.layout.ep, case.layout
     native = expert_holder(layout, case.deepspeed) == "moe"
-    source = "moe/layer.py:59" if native else "module_inject/auto_ep_config.py:378"
+    source = "moe/layer.py:59" if native else "module_inject/auto_ep_config.py:380"
     for count in sorted(case.num_experts):
         if count % ep:
             yield not_divided("layout.ep", "the number of experts", count, ep, source)
