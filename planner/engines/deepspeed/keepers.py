@@ -8,8 +8,9 @@ from planner.engines.deepspeed.partition import Partition, Run, runs
 from planner.memory.terms import Term
 from planner.memory.timeline import Timeline
 
-When = Literal["now", "end", "step"]
-"""At once; at the end of the backward pass; in the optimizer step."""
+When = Literal["now", "next", "end", "step", "kept"]
+"""At once; before the next reduction; at the end of the backward pass; when the optimizer step
+comes to the parameter's group; not at all, because it is what is kept."""
 
 
 class Keeper(Protocol):
@@ -103,7 +104,7 @@ class InPlace:
 
     layout: Partition
     element_bytes: int
-    owner_frees: When = "step"
+    owner_frees: When = "kept"
     _held: bool = False
 
     def prepare(self, timeline: Timeline, bucket: Sequence[int]) -> None:

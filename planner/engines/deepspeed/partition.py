@@ -215,6 +215,22 @@ def slice_numel(place: Place, rank: int, size: int) -> int:
     return max(0, min(place.offset + place.numel, (rank + 1) * size) - start)
 
 
+def not_owned(layout: Partition, limit: int) -> tuple[Run, ...]:
+    """Last group with a parameter of at most ``limit`` elements that the rank does not touch; or -1."""
+    degree = layout.touched[-1].owners[1]
+    last = [-1] * degree
+    for index, group in enumerate(layout.groups):
+        inside = [layout.places[i] for i in group.parameters if layout.places[i].numel <= limit]
+        changes = [0] * (degree + 1)
+        for place in inside:
+            changes[place.owners[0]] += 1
+            changes[place.owners[1]] -= 1
+        for rank, owned in enumerate(accumulate(changes[:-1])):
+            if owned < len(inside):
+                last[rank] = index
+    return runs(last, 1)
+
+
 def runs(values: Sequence[int], scale: int) -> tuple[Run, ...]:
     """Equal neighbours folded together; each value stands for ``scale`` ranks."""
     folded = []

@@ -1,7 +1,7 @@
 """The copies that ZeRO-1 and ZeRO-2 make while one bucket of gradients is reduced."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from planner.engines.deepspeed.dtypes import FP32_BYTES
 from planner.engines.deepspeed.partition import Owners, Partition, Place, slice_numel
@@ -18,6 +18,11 @@ class Copies(NamedTuple):
     """fp32 casts of owned slices, made while the flat copy is alive."""
 
 
+Way = Literal["scatter", "in_place", "flatten"]
+"""``reduce_scatter``: slices are flattened together for their owners; without it the bucket is
+reduced as it is; without ``contiguous_gradients`` all its gradients are flattened."""
+
+
 class Rules(NamedTuple):
     """What decides the copies."""
 
@@ -26,8 +31,7 @@ class Rules(NamedTuple):
     """Of what is in the bucket."""
     communication_bytes: int
     converts: bool
-    scatters: bool
-    """``reduce_scatter``: slices are flattened together for their owners."""
+    way: Way
     compact: bool
     """Owned slices are added to an fp32 partition."""
 
@@ -37,16 +41,15 @@ def copies(layout: Partition, bucket: Sequence[int], rules: Rules) -> Copies:
 
     Flattening one tensor alone gives a view of it. Source: ``average_tensor``,
     ``allreduce_and_scatter``, ``allreduce_bucket`` and ``gradient_reduction_w_predivide``,
-    runtime/zero/stage_1_and_2.py:1590-1716, 1545-1588, 2359-2394 and 1485-1514 of 0.19.8.
+    ``buffered_reduce_fallback``, runtime/zero/stage_1_and_2.py:1590-1716, 1545-1588, 2359-2394 and 1485-1514,
+    2538-2552 of 0.19.8.
     """
     places = [layout.places[i] for i in bucket]
-    if not rules.scatters:
+    if rules.way != "scatter":
         numel = sum(place.numel for place in places)
-        return Copies(
-            numel * rules.communication_bytes if rules.converts else 0,
-            (),
-            _casts(layout, places, rules),
-        )
+        flat = numel * rules.element_bytes if rules.way == "flatten" and len(places) > 1 else 0
+        cast = numel * rules.communication_bytes if rules.converts else 0
+        return Copies(flat + cast, (), _casts(layout, places, rules))
     everyone = 0
     alone: tuple[tuple[int, Owners], ...] = ()
     for experts in (False, True):

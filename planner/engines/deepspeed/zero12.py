@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 
 from planner.engines.deepspeed.dtypes import SIZES, sizes
 from planner.engines.deepspeed.keepers import Compact, InPlace, Keeper, Together, When
-from planner.engines.deepspeed.partition import Owners, Partition, partition
-from planner.engines.deepspeed.reduction import Copies, Rules, copies
+from planner.engines.deepspeed.partition import Owners, Partition, not_owned, partition
+from planner.engines.deepspeed.reduction import Copies, Rules, Way, copies
 from planner.engines.deepspeed.strategy import Setup
 from planner.engines.deepspeed.zero12_init import initialise
-from planner.engines.deepspeed.zero12_step import Step, make_step
+from planner.engines.deepspeed.zero12_step import Stale, Step, make_step
 from planner.memory.terms import Term
 from planner.memory.timeline import Timeline
+from planner.spec.deepspeed import Zero
 
 _BEYOND = 2**31 - 1
 
@@ -47,7 +48,7 @@ class ZeroOneTwo:
     """Gradients that live to the end of the backward pass."""
     _unread: list[tuple[int, Owners]] = field(default_factory=list)
     """Gradients that live until the next reduction."""
-    _stale: list[tuple[Term, int, Owners]] = field(default_factory=list)
+    _stale: list[Stale] = field(default_factory=list)
     """What lives until the step."""
     _memo: dict[tuple[int, ...], Copies] = field(default_factory=dict)
 
@@ -179,8 +180,12 @@ class ZeroOneTwo:
         for owners, when in everyone:
             if when == "now":
                 timeline.add(Term.GRADIENTS, -size, owners)
+            elif when == "next":
+                self._unread.append((size, owners))
             elif when == "end":
                 self._late.append((size, owners))
+            elif when == "step":
+                self._stale.append((Term.GRADIENTS, size, owners, place.group))
 
     def _reduce_all(self, timeline: Timeline) -> None:
         """Stage 1 at the boundary: all parameters in the optimizer's order (958-979)."""
@@ -196,14 +201,26 @@ class ZeroOneTwo:
         if boundary:
             self.keeper.close(timeline)
             self.last_step.pad(timeline)
-        if self._buffers:
-            size = self._buffers * self.rules.bucket_numel * self.rules.element_bytes
-            timeline.add(Term.BUCKETS, -size)
-            self._buffers = 0
+        self._free_buffers(timeline)
         for size, owners in (*self._unread, *self._late):
             timeline.add(Term.GRADIENTS, -size, owners)
         self._unread, self._late = [], []
         self.keeper.end(timeline)
+
+    def _free_buffers(self, timeline: Timeline) -> None:
+        """``grad_accum`` is not cleared with ``grad``: its views keep a bucket to the step."""
+        size = self._buffers * self.rules.bucket_numel * self.rules.element_bytes
+        self._buffers = 0
+        if not size:
+            return
+        if not self.accumulates:
+            timeline.add(Term.BUCKETS, -size)
+            return
+        for group, owners in not_owned(self.layout, self.rules.bucket_numel):
+            if group < 0:
+                timeline.add(Term.BUCKETS, -size, owners)
+            else:
+                self._stale.append((Term.BUCKETS, size, owners, group))
 
 
 def zero12(setup: Setup) -> ZeroOneTwo:
@@ -218,7 +235,7 @@ def zero12(setup: Setup) -> ZeroOneTwo:
     bucket_bytes = size.accumulation if accumulates else size.model
     keeper: Keeper
     if compact:
-        keeper = Compact(layout, "now" if accumulates else "end")
+        keeper = Compact(layout, _owner_frees(zero, accumulates=accumulates))
     elif zero.contiguous_gradients:
         keeper = Together(layout, bucket_bytes)
     else:
@@ -232,7 +249,7 @@ def zero12(setup: Setup) -> ZeroOneTwo:
             element_bytes=bucket_bytes,
             communication_bytes=size.communication,
             converts=size.converts,
-            scatters=zero.reduce_scatter and zero.contiguous_gradients,
+            way=_way(zero),
             compact=compact,
         ),
         last_step=make_step(setup, layout, keeper),
@@ -240,5 +257,25 @@ def zero12(setup: Setup) -> ZeroOneTwo:
         accumulates=accumulates,
         contiguous=zero.contiguous_gradients,
         num_buffers=2 if zero.overlap_comm and setup.layout.pp == 1 else 1,
-        others_free="now" if stage2 else "end",
+        others_free="step" if accumulates else _others_free(zero, stage2=stage2),
     )
+
+
+def _way(zero: Zero) -> Way:
+    if not zero.contiguous_gradients:
+        return "flatten"
+    return "scatter" if zero.reduce_scatter else "in_place"
+
+
+def _owner_frees(zero: Zero, *, accumulates: bool) -> When:
+    """Only a contiguous bucket's owners clear ``grad_accum`` at once (2181-2184)."""
+    if not accumulates:
+        return "end"
+    return "now" if zero.contiguous_gradients else "step"
+
+
+def _others_free(zero: Zero, *, stage2: bool) -> When:
+    """Without a contiguous bucket, overlap keeps gradients for one reduction more (2262-2267)."""
+    if not stage2:
+        return "end"
+    return "next" if zero.overlap_comm and not zero.contiguous_gradients else "now"

@@ -17,6 +17,9 @@ from planner.memory.timeline import Timeline
 
 Change = tuple[Term, int, Owners]
 
+Stale = tuple[Term, int, Owners, int]
+"""What the step frees when it comes to the group whose index is last."""
+
 
 @dataclass(slots=True, kw_only=True)
 class GroupStep:
@@ -46,13 +49,14 @@ class Step:
         for size, owners in self.padding:
             timeline.add(Term.OWNED_GRADIENTS, size, owners)
 
-    def take(self, timeline: Timeline, stale: Sequence[Change]) -> None:
+    def take(self, timeline: Timeline, stale: Sequence[Stale]) -> None:
         """Norm, then group by group: flatten, cast, update (3013-3152)."""
         for size, owners in self.checks:
             timeline.spike(Term.STEP_COPIES, size, owners)
-        for term, size, owners in stale:
-            timeline.add(term, -size, owners)
-        for group in self.groups:
+        for index, group in enumerate(self.groups):
+            for term, size, owners, last in stale:
+                if last == index:
+                    timeline.add(term, -size, owners)
             _play(timeline, group.before)
             if self._first:
                 timeline.add(Term.OPTIMIZER_STATES, group.states)

@@ -1,0 +1,114 @@
+"""`BF16_Optimizer`: bf16 weights with flat gradients of the whole model, and partitioned state.
+
+DeepSpeed 0.19.8 uses it for bf16 with fp32 gradient accumulation under ZeRO-1 without offload, and
+for bf16 under pipeline parallelism without ZeRO (runtime/engine.py:2305-2320). Line numbers are of
+runtime/bf16_optimizer.py unless another file is named.
+"""
+
+from dataclasses import dataclass
+
+from planner.engines.deepspeed.allreduce import Accumulated, accumulated, allreduce_bytes
+from planner.engines.deepspeed.dtypes import FP32_BYTES, sizes
+from planner.engines.deepspeed.optimizers import state_bytes, temporary_bytes
+from planner.engines.deepspeed.partition import Partition, partition
+from planner.engines.deepspeed.strategy import Setup
+from planner.memory.terms import Term
+from planner.memory.timeline import Timeline
+
+
+@dataclass(slots=True, kw_only=True)
+class BF16Optimizer:
+    """The `Strategy` of `BF16_Optimizer`."""
+
+    setup: Setup
+    layout: Partition
+    reduce_bytes: int
+    gradients: Accumulated
+    _stepped: bool = False
+
+    def initialise(self, timeline: Timeline) -> None:
+        """Flat weights, the master partition, and gradients of the whole group (157-233)."""
+        size = sizes(self.setup)
+        whole = sum(group.numel for group in self.layout.groups) * size.model
+        timeline.add(Term.WEIGHTS, whole)
+        for group in self.layout.groups:
+            padding = (group.padded_numel - group.numel) * size.model
+            if len(group.parameters) > 1 or padding:
+                timeline.add(Term.INIT_COPIES, group.padded_numel * size.model + padding)
+                timeline.add(Term.INIT_COPIES, -group.padded_numel * size.model - padding)
+                timeline.add(Term.WEIGHTS, padding)
+            clone = group.partition_numel * size.model
+            timeline.add(Term.INIT_COPIES, clone)
+            timeline.add(Term.MASTER_WEIGHTS, group.partition_numel * FP32_BYTES)
+            timeline.add(Term.INIT_COPIES, -clone)
+            timeline.add(Term.OWNED_GRADIENTS, group.padded_numel * size.accumulation)
+
+    def begin_forward(self, timeline: Timeline, micro_step: int) -> None:
+        """Nothing is allocated."""
+
+    def enter(self, timeline: Timeline, parameters: range, *, backward: bool) -> None:
+        """Parameters are whole."""
+
+    def leave(self, timeline: Timeline, parameters: range, *, backward: bool) -> None:
+        """Parameters stay whole."""
+
+    def begin_backward(self, timeline: Timeline, micro_step: int) -> None:
+        """Gradients of the micro-step before are zeroed in place (462-463)."""
+        del timeline
+        self.gradients.micro_step = micro_step
+
+    def gradient(self, timeline: Timeline, parameter: int) -> None:
+        """Autograd accumulates; nothing is hooked without ``immediate_grad_update``."""
+        self.gradients.arrive(timeline, parameter)
+
+    def end_backward(self, timeline: Timeline, micro_step: int) -> None:
+        """Each gradient's cast is added to the flat gradients (468-498), then they are reduced."""
+        size = sizes(self.setup)
+        if size.accumulation != size.model:
+            largest = max(parameter.numel for parameter in self.setup.parameters)
+            timeline.spike(Term.REDUCE_COPIES, largest * size.accumulation)
+        if self.setup.layout.pp == 1 and micro_step == self.setup.micro_steps - 1:
+            self.reduce(timeline)
+
+    def reduce(self, timeline: Timeline) -> None:
+        """The flat gradients of all groups are all-reduced (runtime/engine.py:3921-3935)."""
+        if self.reduce_bytes:
+            timeline.spike(Term.REDUCE_COPIES, self.reduce_bytes)
+
+    def step(self, timeline: Timeline) -> None:
+        """Norm, optimizer on views of the flat gradients (or their casts), zeroes (354-403)."""
+        groups = self.layout.groups
+        casts = 0
+        if sizes(self.setup).accumulation != FP32_BYTES:
+            largest = max(parameter.numel for parameter in self.setup.parameters)
+            timeline.spike(Term.STEP_COPIES, largest * FP32_BYTES)
+            casts = sum(group.partition_numel for group in groups) * FP32_BYTES
+            timeline.add(Term.STEP_COPIES, casts)
+        for group in groups:
+            if not self._stepped:
+                states = state_bytes(self.setup.training, group.partition_numel)
+                timeline.add(Term.OPTIMIZER_STATES, states)
+            temporaries = temporary_bytes(self.setup.training, [group.partition_numel])
+            if temporaries:
+                timeline.spike(Term.STEP_COPIES, temporaries)
+        self._stepped = True
+        if casts:
+            timeline.add(Term.STEP_COPIES, -casts)
+        self.gradients.free(timeline)
+
+
+def bf16_optimizer(setup: Setup) -> BF16Optimizer:
+    """`BF16_Optimizer` for the layout."""
+    size = sizes(setup)
+    layout = partition(setup)
+    dense = [g.padded_numel for g in layout.groups if not layout.places[g.parameters[0]].expert]
+    experts = [g.padded_numel for g in layout.groups if layout.places[g.parameters[0]].expert]
+    return BF16Optimizer(
+        setup=setup,
+        layout=layout,
+        reduce_bytes=max(
+            allreduce_bytes(numels, size.accumulation, size.communication)
+            for numels in (dense, experts)
+        ),
+        gradients=accumulated(setup),
+    )

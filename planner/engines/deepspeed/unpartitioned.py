@@ -1,0 +1,177 @@
+"""ZeRO stage 0: every rank keeps everything.
+
+fp32 models are stepped by the optimizer itself. 16-bit models get fp32 master weights from
+`FP16_Optimizer` (flat; with DeepSpeed's own fused Adam) or `FP16_UnfusedOptimizer` (tensor by
+tensor; any other optimizer), whatever their 16-bit dtype is (runtime/engine.py:2313-2323 and
+2555-2609 of DeepSpeed 0.19.8). Both step the optimizer on zeros at initialisation.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from planner.engines.deepspeed.allreduce import Accumulated, accumulated, allreduce_bytes
+from planner.engines.deepspeed.dtypes import FP32_BYTES, SIZES, sizes
+from planner.engines.deepspeed.optimizers import state_bytes, temporary_bytes
+from planner.engines.deepspeed.partition import parameter_groups
+from planner.engines.deepspeed.strategy import Setup
+from planner.memory.terms import Term
+from planner.memory.timeline import Timeline
+
+
+@dataclass(slots=True, kw_only=True)
+class Unpartitioned:
+    """The `Strategy` of stage 0; ``master`` says how the fp32 weights are kept."""
+
+    setup: Setup
+    master: str
+    """``none``, ``flat`` or ``apart``."""
+    groups: tuple[tuple[int, ...], ...]
+    """Elements of the parameters of each group."""
+    reduce_bytes: int
+    gradients: Accumulated
+    _stepped: bool = False
+
+    def initialise(self, timeline: Timeline) -> None:
+        """Clone the master weights and step the optimizer on zero gradients."""
+        timeline.add(Term.WEIGHTS, self._numel() * self._element_bytes())
+        if self.master == "none":
+            return
+        for group in self.groups:
+            if self.master == "flat":
+                self._clone_flat(timeline, group)
+            else:
+                self._clone_apart(timeline, group)
+        zeros = self._numel() * FP32_BYTES
+        if self.master == "apart":
+            zeros += self._numel() * self._element_bytes()
+        timeline.add(Term.INIT_COPIES, zeros)
+        self._update(timeline, Term.INIT_COPIES)
+        timeline.add(Term.INIT_COPIES, -zeros)
+
+    def begin_forward(self, timeline: Timeline, micro_step: int) -> None:
+        """Nothing is allocated."""
+
+    def enter(self, timeline: Timeline, parameters: range, *, backward: bool) -> None:
+        """Parameters are whole."""
+
+    def leave(self, timeline: Timeline, parameters: range, *, backward: bool) -> None:
+        """Parameters stay whole."""
+
+    def begin_backward(self, timeline: Timeline, micro_step: int) -> None:
+        """Remember which micro-step it is."""
+        del timeline
+        self.gradients.micro_step = micro_step
+
+    def gradient(self, timeline: Timeline, parameter: int) -> None:
+        """Autograd accumulates; nothing is hooked."""
+        self.gradients.arrive(timeline, parameter)
+
+    def end_backward(self, timeline: Timeline, micro_step: int) -> None:
+        """All-reduce at the boundary (runtime/engine.py:3089-3095); pipelines do in `reduce`."""
+        if self.setup.layout.pp == 1 and micro_step == self.setup.micro_steps - 1:
+            self.reduce(timeline)
+
+    def reduce(self, timeline: Timeline) -> None:
+        """Flatten and all-reduce the gradients in the model's own order."""
+        if self.reduce_bytes:
+            timeline.spike(Term.REDUCE_COPIES, self.reduce_bytes)
+
+    def step(self, timeline: Timeline) -> None:
+        """Cast the gradients to fp32 and step the optimizer."""
+        if self.master == "flat":
+            self._step_flat(timeline)
+        elif self.master == "apart":
+            self._step_apart(timeline)
+        else:
+            self._update(timeline, Term.STEP_COPIES)
+            self.gradients.free(timeline)
+
+    def _numel(self) -> int:
+        return sum(map(sum, self.groups))
+
+    def _element_bytes(self) -> int:
+        return SIZES[self.setup.training.precision]
+
+    def _clone_flat(self, timeline: Timeline, group: Sequence[int]) -> None:
+        """Clones of all parameters, their flat copy, its clone, its cast (fused_optimizer.py:82-93)."""
+        size = sum(group) * self._element_bytes()
+        timeline.add(Term.INIT_COPIES, size)
+        if len(group) > 1:
+            timeline.add(Term.INIT_COPIES, size)
+            timeline.add(Term.INIT_COPIES, -size)
+        # The flat copy takes the place of the parameters' own tensors, which go.
+        timeline.add(Term.INIT_COPIES, -size)
+        timeline.add(Term.INIT_COPIES, size)
+        timeline.add(Term.MASTER_WEIGHTS, sum(group) * FP32_BYTES)
+        timeline.add(Term.INIT_COPIES, -size)
+
+    def _clone_apart(self, timeline: Timeline, group: Sequence[int]) -> None:
+        """Each parameter's clone and its cast (unfused_optimizer.py:76)."""
+        for numel in group:
+            timeline.add(Term.INIT_COPIES, numel * self._element_bytes())
+            timeline.add(Term.MASTER_WEIGHTS, numel * FP32_BYTES)
+            timeline.add(Term.INIT_COPIES, -numel * self._element_bytes())
+
+    def _update(self, timeline: Timeline, term: Term) -> None:
+        """One step of the optimizer, group by group; its first creates the states."""
+        for group in self.groups:
+            tensors = [sum(group)] if self.master == "flat" else group
+            if not self._stepped:
+                states = sum(state_bytes(self.setup.training, numel) for numel in tensors)
+                timeline.add(Term.OPTIMIZER_STATES, states)
+            temporaries = temporary_bytes(self.setup.training, tensors)
+            if temporaries:
+                timeline.spike(term, temporaries)
+        self._stepped = True
+
+    def _step_flat(self, timeline: Timeline) -> None:
+        """Casts of all gradients, then their flat copy; then the casts and the gradients go.
+
+        Source: runtime/fp16/fused_optimizer.py:287-318 of DeepSpeed 0.19.8.
+        """
+        for group in self.groups:
+            cast = sum(group) * FP32_BYTES
+            timeline.add(Term.STEP_COPIES, cast)
+            if len(group) > 1:
+                timeline.spike(Term.STEP_COPIES, cast)
+            timeline.add(Term.GRADIENTS, -sum(group) * self._element_bytes())
+        self._update(timeline, Term.STEP_COPIES)
+        timeline.add(Term.STEP_COPIES, -self._numel() * FP32_BYTES)
+
+    def _step_apart(self, timeline: Timeline) -> None:
+        """An fp32 copy for the norm of each gradient, then a cast of each; they go at the end.
+
+        Source: runtime/fp16/unfused_optimizer.py:228-262 of DeepSpeed 0.19.8.
+        """
+        for group in self.groups:
+            timeline.spike(Term.STEP_COPIES, max(group) * FP32_BYTES)
+            timeline.add(Term.STEP_COPIES, sum(group) * FP32_BYTES)
+        self._update(timeline, Term.STEP_COPIES)
+        timeline.add(Term.STEP_COPIES, -self._numel() * FP32_BYTES)
+        self.gradients.free(timeline)
+
+
+def unpartitioned(setup: Setup) -> Unpartitioned:
+    """Stage 0 of the layout."""
+    size = sizes(setup)
+    dense = [p.numel for p in setup.parameters if not p.expert]
+    experts = [p.numel for p in setup.parameters if p.expert]
+    return Unpartitioned(
+        setup=setup,
+        master=_master(setup),
+        groups=tuple(
+            tuple(setup.parameters[i].numel for i in group) for group in parameter_groups(setup)
+        ),
+        reduce_bytes=max(
+            allreduce_bytes(numels, size.model, size.communication) for numels in (dense, experts)
+        ),
+        gradients=accumulated(setup),
+    )
+
+
+def _master(setup: Setup) -> str:
+    training = setup.training
+    if training.precision == "fp32":
+        return "none"
+    fused_adam = training.optimizer == "adamw" and training.optimizer_kernel == "fused"
+    return "flat" if fused_adam else "apart"
