@@ -36,7 +36,7 @@ def _whole(value: Any) -> Any:
 
 
 Bytes = Annotated[int, BeforeValidator(_size), WithJsonSchema(_SIZE_SCHEMA)]
-Elements = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
+Elements = Annotated[int, Field(ge=0), BeforeValidator(_whole)]
 """Counts elements, not bytes, as DeepSpeed's buckets do."""
-Whole = Annotated[int, BeforeValidator(_whole), Field(gt=0, le=2**31)]
+Whole = Annotated[int, Field(gt=0, le=2**31), BeforeValidator(_whole)]
 """A count in DeepSpeed's files."""
