@@ -172,8 +172,11 @@ def _call(node: Any, buffers: dict[Any, list[Gradient]]) -> list[Gradient]:
     for place, expected in enumerate(node.inputs):
         output = outputs[place]
         if output is not None and expected is not None and output.shape != expected[0]:
-            outputs[place] = sum_to(output, expected[0])
-        del output
+            output = outputs[place] = sum_to(output, expected[0])
+        if output is not None and expected is not None and output.dtype != expected[1]:
+            strides = output.strides if is_dense(output.shape, output.strides) else None
+            outputs[place] = empty(machine, output.shape, expected[1], strides)
+        output = None
     del gradients
     node.saved = []
     machine.label, machine.term = "", None

@@ -6,9 +6,10 @@ Source: the DecoderLayer of each family's modeling file in transformers 5.23.
 from planner.activations.eager import Machine, Tensor, add, mul
 from planner.activations.programs.case import Case
 from planner.activations.programs.hf_attention import self_attention
+from planner.activations.programs.hf_moe import mixture
 from planner.activations.programs.modules import activate, normalise, project
 from planner.activations.programs.shared import Shared
-from planner.model.description import Mlp
+from planner.model.description import Mlp, Moe
 
 
 def block(m: Machine, case: Case, hidden: Tensor, shared: Shared) -> Tensor:
@@ -29,9 +30,10 @@ def pre_norm(m: Machine, case: Case, hidden: Tensor, shared: Shared) -> Tensor:
 
 
 def feed_forward(m: Machine, case: Case, hidden: Tensor) -> Tensor:
-    """The MLP."""
+    """The MLP, or the mixture in its place."""
     mlp = case.mlp
-    assert isinstance(mlp, Mlp)
+    if isinstance(mlp, Moe):
+        return mixture(m, case, mlp, hidden)
     with m.part("mlp"):
         return gated_mlp(m, case, mlp, hidden)
 
