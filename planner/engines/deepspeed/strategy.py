@@ -23,6 +23,11 @@ class Setup:
     """Gradient accumulation: forward and backward passes per optimizer step."""
     capacity_bytes: int
     """Of the device; some of DeepSpeed's decisions ask how much is free."""
+    zero_init: bool = True
+    """ZeRO-3: the model is made under ``deepspeed.zero.Init``, which partitions every parameter as
+    it appears, as Hugging Face's Trainer does; else every rank holds it whole at first."""
+    leaf_modules: tuple[range, ...] = ()
+    """ZeRO-3: parameters of each module that is gathered as a whole (``set_z3_leaf_modules``)."""
 
 
 class Strategy(Protocol):

@@ -1,0 +1,150 @@
+"""ZeRO stage 3: every parameter, gradient and state is cut over the data-parallel ranks.
+
+`DeepSpeedZeroOptimizer_Stage3`, runtime/zero/stage3.py of DeepSpeed 0.19.8.
+
+What a walk hands in: a mark for every module that runs, those without own parameters too (they
+prefetch as well), with the parameters that the module itself owns. A module of
+`Setup.leaf_modules` is one mark with all parameters inside. With full recompute, the forward marks
+of a block come again inside its backward pass, after the first backward mark whose operation needs
+a saved tensor, and break off with the last module that saves one.
+"""
+
+from dataclasses import dataclass, field
+
+from planner.engines.deepspeed.dtypes import Sizes, sizes
+from planner.engines.deepspeed.strategy import Setup
+from planner.engines.deepspeed.zero3_coordinator import Coordinator
+from planner.engines.deepspeed.zero3_gather import Gathers
+from planner.engines.deepspeed.zero3_gradients import Bucket
+from planner.engines.deepspeed.zero3_init import (
+    make_buffers,
+    make_master_weights,
+    partition_model,
+    register_hooks,
+)
+from planner.engines.deepspeed.zero3_partition import Partitions, partitions
+from planner.engines.deepspeed.zero3_step import Step
+from planner.memory.terms import Term
+from planner.memory.timeline import Timeline
+
+
+@dataclass(slots=True, kw_only=True)
+class ZeroThree:
+    """The `Strategy` of stage 3."""
+
+    setup: Setup
+    layout: Partitions
+    sizes: Sizes
+    coordinator: Coordinator
+    bucket: Bucket
+    optimizer: Step
+    _backward: bool = False
+    _module: range = range(0)
+    """Entered last in the backward pass."""
+    _late: dict[range, list[int]] = field(default_factory=dict)
+    """Gradients of leaf modules, which wait for the whole module."""
+
+    def initialise(self, timeline: Timeline) -> None:
+        """Partition the model; masters, buffers and hooks."""
+        zero = self.setup.deepspeed.zero_optimization
+        partition_model(timeline, self.layout, self.sizes, zero_init=self.setup.zero_init)
+        make_master_weights(timeline, self.layout, self.sizes)
+        bucket = zero.reduce_bucket_size if zero.contiguous_gradients else 0
+        make_buffers(timeline, self.layout, self.sizes, bucket_numel=bucket)
+        register_hooks(timeline, self.layout, self.sizes)
+
+    def begin_forward(self, timeline: Timeline, micro_step: int) -> None:
+        """The coordinator starts over (parameter_offload.py:303-308)."""
+        del micro_step
+        self._backward = False
+        self.coordinator.reset(timeline)
+
+    def enter(self, timeline: Timeline, parameters: range, *, backward: bool) -> None:
+        """Fetch what the module needs, and look ahead (parameter_offload.py:531-543, 573-582)."""
+        if backward:
+            self._module = parameters
+        self.coordinator.fetch(timeline, parameters)
+
+    def leave(self, timeline: Timeline, parameters: range, *, backward: bool) -> None:
+        """Release what is not soon needed again (parameter_offload.py:555-566, 594-605)."""
+        recomputing = self._backward and not backward
+        if backward:
+            self._reduce_leaf(timeline, parameters)
+        self.coordinator.release(timeline, parameters, recomputing=recomputing)
+
+    def begin_backward(self, timeline: Timeline, micro_step: int) -> None:
+        """Nothing is allocated."""
+        del timeline, micro_step
+        self._backward = True
+
+    def gradient(self, timeline: Timeline, parameter: int) -> None:
+        """Into the bucket; a leaf module's gradients wait (stage3.py:1509-1556)."""
+        timeline.add(Term.GRADIENTS, self.layout.pieces[parameter].numel * self.sizes.model)
+        for p in self._module:
+            self.coordinator.gathers.use_recomputed(timeline, p)
+        leaf = next((leaf for leaf in self.setup.leaf_modules if parameter in leaf), None)
+        if leaf is None:
+            self.bucket.add(timeline, parameter)
+        else:
+            self._late.setdefault(leaf, []).append(parameter)
+
+    def end_backward(self, timeline: Timeline, micro_step: int) -> None:
+        """Reduce the rest (``independent_gradient_partition_epilogue``, stage3.py:1407-1434)."""
+        del micro_step
+        self.bucket.reduce(timeline)
+        self._backward = False
+
+    def reduce(self, timeline: Timeline) -> None:
+        """There is no pipeline with stage 3 (runtime/pipe/engine.py:76-77)."""
+        del timeline
+
+    def step(self, timeline: Timeline) -> None:
+        """Release everything, update, gather what is persistent (stage3.py:2873-2932)."""
+        self.coordinator.release_all(timeline)
+        self.optimizer.run(timeline)
+        for p in self.layout.persistent:
+            self.coordinator.gathers.hold(timeline, p)
+
+    def _reduce_leaf(self, timeline: Timeline, module: range) -> None:
+        """The module's backward pass is over: its gradients join the bucket in order."""
+        for parameter in sorted(self._late.pop(module, ())):
+            self.bucket.add(timeline, parameter)
+
+
+def zero_three(setup: Setup, *, reduce_scatter_clones: bool = False) -> ZeroThree:
+    """The strategy of a stage-3 run.
+
+    ``reduce_scatter_clones``: the backend copies what it is given to reduce-scatter. NCCL does
+    not; gloo, which CPU ranks use, does.
+    """
+    layout = partitions(setup)
+    zero = setup.deepspeed.zero_optimization
+    sizes_ = sizes(setup)
+    gathers = Gathers(
+        pieces=layout.pieces,
+        element_bytes=sizes_.model,
+        sequential=zero.stage3_allgather_sequential,
+        all_reduce=zero.stage3_use_all_reduce_for_fetch_params,
+        copies_to_device=zero.offload_param.device != "none",
+    )
+    return ZeroThree(
+        setup=setup,
+        layout=layout,
+        sizes=sizes_,
+        coordinator=Coordinator(
+            gathers=gathers,
+            prefetch_numel=zero.stage3_prefetch_bucket_size,
+            max_live_numel=zero.stage3_max_live_parameters,
+            max_reuse_numel=zero.stage3_max_reuse_distance,
+        ),
+        bucket=Bucket(
+            pieces=layout.pieces,
+            sizes=sizes_,
+            capacity_numel=zero.reduce_bucket_size,
+            contiguous=zero.contiguous_gradients,
+            scatters=zero.reduce_scatter,
+            expert_scale=setup.layout.ep > 1,
+            clones=reduce_scatter_clones,
+        ),
+        optimizer=Step(layout=layout, training=setup.training, sizes=sizes_),
+    )

@@ -1,0 +1,142 @@
+"""How ZeRO-3 cuts parameters, and in what portions the optimizer steps over them.
+
+Line numbers are of DeepSpeed 0.19.8: stage3.py, partition_parameters.py and parameter_offload.py
+in runtime/zero.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from planner.engines.deepspeed.strategy import Setup
+from planner.units import ceil_div
+
+
+class Piece(NamedTuple):
+    """One parameter, and what a rank holds of it."""
+
+    numel: int
+    partition_numel: int
+    """``ceil(numel / degree)``, the same on every rank (partition_parameters.py:1690-1696)."""
+    degree: int
+    """Ranks that share the parameter."""
+    expert: bool
+    persistent: bool
+    """Stays whole between steps."""
+    saved: bool
+    """Autograd keeps the parameter for the backward pass; biases are only added."""
+
+    @property
+    def padded_numel(self) -> int:
+        """Elements of all partitions together."""
+        return self.partition_numel * self.degree
+
+
+class SubGroup(NamedTuple):
+    """Parameters that one optimizer step takes together."""
+
+    parameters: tuple[int, ...]
+    numel: int
+    """Of all partitions that a rank holds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Partitions:
+    """All parameters of a rank, cut."""
+
+    pieces: tuple[Piece, ...]
+    sub_groups: tuple[SubGroup, ...]
+
+    @property
+    def numel(self) -> int:
+        """Elements that a rank holds."""
+        return sum(piece.partition_numel for piece in self.pieces)
+
+    @property
+    def persistent(self) -> tuple[int, ...]:
+        """Indices of the parameters that stay whole."""
+        return tuple(i for i, piece in enumerate(self.pieces) if piece.persistent)
+
+    @property
+    def largest_sub_group_numel(self) -> int:
+        """Elements of the largest portion of a step."""
+        return max((group.numel for group in self.sub_groups), default=0)
+
+
+def partitions(setup: Setup) -> Partitions:
+    """Cut the parameters of a stage."""
+    pieces = _pieces(setup)
+    return Partitions(pieces=pieces, sub_groups=tuple(_sub_groups(setup, pieces)))
+
+
+def partition_degree(setup: Setup, *, expert: bool) -> int:
+    """Ranks over which one parameter is cut: the data-parallel group, with MiCS a part of it.
+
+    Source: partition_parameters.py:1302-1304; mics.py:115-130 for ``mics_shard_size``.
+    """
+    if expert:
+        return setup.layout.expert_zero_degree
+    shard = setup.deepspeed.zero_optimization.mics_shard_size
+    return shard if shard > 0 else setup.layout.zero_degree
+
+
+def _pieces(setup: Setup) -> tuple[Piece, ...]:
+    persistent = _persistent(setup)
+    pieces = []
+    for index, parameter in enumerate(setup.parameters):
+        degree = partition_degree(setup, expert=parameter.expert)
+        pieces.append(
+            Piece(
+                numel=parameter.numel,
+                partition_numel=ceil_div(parameter.numel, degree),
+                degree=degree,
+                expert=parameter.expert,
+                persistent=index in persistent,
+                saved=not parameter.name.endswith("bias"),
+            )
+        )
+    return tuple(pieces)
+
+
+def _persistent(setup: Setup) -> set[int]:
+    """Small parameters, as long as they are few in all (parameter_offload.py:317-329)."""
+    zero = setup.deepspeed.zero_optimization
+    chosen, total = set(), 0
+    for index, parameter in enumerate(setup.parameters):
+        fits = parameter.numel + total <= zero.stage3_model_persistence_threshold
+        if fits and parameter.numel <= zero.stage3_param_persistence_threshold:
+            chosen.add(index)
+            total += parameter.numel
+    return chosen
+
+
+def _sub_groups(setup: Setup, pieces: tuple[Piece, ...]) -> Iterator[SubGroup]:
+    """Parameter groups, cut where they reach ``sub_group_size`` (stage3.py:1210-1233)."""
+    limit = setup.deepspeed.zero_optimization.sub_group_size
+    for members in _groups(setup):
+        held: list[int] = []
+        size = 0
+        for index in members:
+            held.append(index)
+            size += pieces[index].partition_numel
+            if size >= limit:
+                yield SubGroup(tuple(held), size)
+                held, size = [], 0
+        if held:
+            yield SubGroup(tuple(held), size)
+
+
+def _groups(setup: Setup) -> Iterator[list[int]]:
+    """The optimizer's groups, each divided by the ranks that share it (stage3.py:726-750)."""
+    parameters = setup.parameters
+    everything = range(len(parameters))
+    wholes = [list(everything)]
+    if setup.training.parameter_groups == "weight_decay":
+        wholes = [
+            [i for i in everything if parameters[i].ndim > 1],
+            [i for i in everything if parameters[i].ndim <= 1],
+        ]
+    for whole in wholes:
+        kinds = dict.fromkeys(parameters[i].expert for i in whole)
+        for expert in kinds:
+            yield [i for i in whole if parameters[i].expert == expert]
