@@ -1,6 +1,7 @@
 """The commands: parse, call one function, print."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,9 +21,15 @@ model_app = typer.Typer(no_args_is_help=True, help="Models that the catalogue do
 app.add_typer(model_app, name="model")
 
 File = Annotated[Path, typer.Argument(help="The YAML file: model, cluster, training, layout.")]
+ModelName = Annotated[
+    str, typer.Argument(help="A catalogue name, a config.json, its folder, or an inventory.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the JSON document instead.")]
 
 DOES_NOT_FIT, BAD_INPUT = 1, 2
+
+PIPED_WIDTH = 200
+"""Columns where no terminal says how many there are, so that no line is cut in two."""
 
 
 @app.command()
@@ -60,6 +67,66 @@ def explain(file: File, as_json: AsJson = False) -> None:
         _print(render, explanation)
 
 
+@app.command()
+def params(
+    model: ModelName,
+    context: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens of context; default: the model's own, up to 4096."),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences served at once.")] = 1,
+    tp: Annotated[int, typer.Option(min=1, help="Devices that share every layer.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Parameters by component, their bytes by format, and the memory of inference."""
+    from planner.model.load import load_model
+    from planner.report.params import params_document, render
+
+    found = load_model(model, folder=Path())
+    how: dict[str, Any] = {"context_tokens": context, "batch": batch, "tp": tp}
+    if as_json:
+        _print_json(params_document(found, **how))
+    else:
+        _print(render, found, **how)
+
+
+@app.command()
+def models(as_json: AsJson = False) -> None:
+    """The models that the catalogue knows by name."""
+    from planner.report.models import document, render
+
+    if as_json:
+        _print_json(document())
+    else:
+        _print(render)
+
+
+@app.command()
+def devices(as_json: AsJson = False) -> None:
+    """The devices and links that the catalogue knows by name."""
+    from planner.report.devices import document, render
+
+    if as_json:
+        _print_json(document())
+    else:
+        _print(render)
+
+
+@model_app.command("import")
+def import_(
+    folder: Annotated[Path, typer.Argument(help="Holds the config.json of a transformers model.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Where the inventory goes; default: inventory.json there.")
+    ] = None,
+) -> None:
+    """Build a model once with transformers, without memory, and store its parameters."""
+    from planner.validate.model_import import import_model, write_inventory
+
+    target = output or folder / "inventory.json"
+    write_inventory(import_model(folder), target)
+    typer.echo(f"wrote {target}; plan it with `model: {target}`")
+
+
 def main() -> None:
     """Run a command; what the user can mend is one message on stderr and exit code 2."""
     try:
@@ -68,19 +135,22 @@ def main() -> None:
         typer.secho(str(error), err=True, fg="red")
         sys.exit(BAD_INPUT)
     except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(BAD_INPUT)
+        # Whoever read us has seen enough; leave no message about a closed pipe behind.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _print_json(document: dict[str, Any]) -> None:
     typer.echo(json.dumps(document, indent=2))
 
 
-def _print(render: Any, *arguments: Any) -> None:
-    """Draw for the width of this terminal; piped output gets a width that keeps lines whole."""
+def _print(render: Any, *arguments: Any, **options: Any) -> None:
+    """Draw for the width of this terminal."""
     from rich.console import Console
 
-    console = Console(highlight=False, soft_wrap=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=200)
-    console.print(render(*arguments, width=console.width))
+    told = "COLUMNS" in os.environ or sys.stdout.isatty()
+    console = Console(highlight=False, width=None if told else PIPED_WIDTH)
+    console.print(render(*arguments, width=console.width, **options))
+
+
+if __name__ == "__main__":
+    main()

@@ -72,7 +72,7 @@ def _turned(plan: Plan, knob: Knob) -> Turned | None:
         return None
     before = plan.worst
     try:
-        after = make_plan(spec).worst
+        after = make_plan(spec, model=plan.model).worst
     except PlannerError as error:
         return _change(knob, before, before, refusal=str(error))
     return _change(knob, before, after, refusal="")

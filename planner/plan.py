@@ -94,14 +94,16 @@ class Plan:
         return "fits" if high <= self.capacity_bytes else "tight"
 
 
-def make_plan(spec: Spec, *, every_rank: bool = False) -> Plan:
+def make_plan(spec: Spec, *, every_rank: bool = False, model: Model | None = None) -> Plan:
     """Plan a file; with ``every_rank`` each rank that differs, else the worst of each stage.
+
+    ``model``: what the file names, if it has been loaded before.
 
     Raises:
         RefusedError: DeepSpeed does not run this; the message holds all reasons.
 
     """
-    run = _run(spec)
+    run = _run(spec, model)
     ranks = [
         rank
         for tp_ranks, held in _by_cut(run)
@@ -113,7 +115,7 @@ def make_plan(spec: Spec, *, every_rank: bool = False) -> Plan:
 
 def plan_rank(spec: Spec, rank: int) -> Plan:
     """Plan one global rank; LayoutError if there is none of that number."""
-    run = _run(spec)
+    run = _run(spec, None)
     layout = run.layout
     if not 0 <= rank < layout.num_devices:
         raise LayoutError(
@@ -126,8 +128,8 @@ def plan_rank(spec: Spec, rank: int) -> Plan:
     return _plan(spec, run, [own])
 
 
-def _run(spec: Spec) -> Run:
-    model = load_model(spec.model, folder=spec.folder)
+def _run(spec: Spec, model: Model | None) -> Run:
+    model = load_model(spec.model, folder=spec.folder) if model is None else model
     run = Run(
         model=model,
         training=spec.training,

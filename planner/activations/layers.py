@@ -72,20 +72,24 @@ def stage_tapes(
     modules: bool = False,
 ) -> tuple[LayerTape, ...]:
     """The tapes of a pipeline stage's layers, or of a whole model's, in the order of forward."""
-    return tuple(
-        layer_tape(
-            layer,
-            model=model,
-            training=training,
-            layout=layout,
-            deepspeed=deepspeed,
-            tied_head=tied,
-            boundary=boundary,
-            backend=backend,
-            modules=modules,
-        )
-        for layer, tied, boundary in placed(layers, tied=model.tied)
-    )
+    made: dict[tuple[int, bool, bool], LayerTape] = {}
+    tapes = []
+    for layer, tied, boundary in placed(layers, tied=model.tied):
+        key = (id(layer), tied, boundary)
+        if key not in made:
+            made[key] = layer_tape(
+                layer,
+                model=model,
+                training=training,
+                layout=layout,
+                deepspeed=deepspeed,
+                tied_head=tied,
+                boundary=boundary,
+                backend=backend,
+                modules=modules,
+            )
+        tapes.append(made[key])
+    return tuple(tapes)
 
 
 def placed(layers: tuple[Layer, ...], *, tied: bool) -> list[tuple[Layer, bool, bool]]:

@@ -222,6 +222,10 @@ class Model:
     experts_per_token: int | None = None
     """Of an imported model, whose layers have no `Moe`; None: not known, or no experts."""
 
+    def __hash__(self) -> int:
+        """Cheap, as a model is a key of caches; equality still compares everything."""
+        return hash((self.name, self.family, self.hidden_size, self.vocab_size, len(self.blocks)))
+
     @property
     def num_layers(self) -> int:
         """Number of blocks."""

@@ -1,5 +1,6 @@
 """A plan as a JSON document and as a table that a person reads in ten seconds."""
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -9,7 +10,7 @@ from rich.text import Text
 
 from planner.memory.terms import Term
 from planner.memory.timeline import PhasePeak
-from planner.model.counts import num_active
+from planner.model.counts import count
 from planner.plan import Plan, RankPlan
 from planner.units import show_gib
 
@@ -26,13 +27,13 @@ COLUMNS: dict[str, tuple[Term, ...]] = {
 
 def document(plan: Plan) -> dict[str, Any]:
     """The plan as ``planner.plan/1``; sizes in bytes."""
-    layout = plan.spec.layout
+    layout = plan.spec.fixed_layout
     return {
         "schema": "planner.plan/1",
         "file": str(plan.spec.path),
         "model": {
             "name": plan.model.name,
-            "parameters": {"total": plan.model.num_parameters, "active": num_active(plan.model)},
+            "parameters": {"total": plan.model.num_parameters, "active": count(plan.model).active},
         },
         "layout": asdict(layout),
         "num_devices": layout.num_devices,
@@ -85,6 +86,7 @@ def render(plan: Plan, *, width: int) -> RenderableType:
     """Heading, one line a stage, verdict, assumptions; more columns on a wide terminal."""
     return Group(
         Text(heading(plan)),
+        Text("GiB of each stage's worst rank, at its highest point"),
         Text(),
         _table(plan, _columns(plan, width)),
         Text(),
@@ -94,9 +96,38 @@ def render(plan: Plan, *, width: int) -> RenderableType:
     )
 
 
+def render_rank(plan: Plan, *, width: int) -> RenderableType:
+    """One rank over the step: a line a phase, a column a term."""
+    rank = plan.ranks[0]
+    present = [term for term in Term if any(term in phase.terms for phase in rank.phases)]
+    single = {term.label.replace("_", " "): (term,) for term in present}
+    columns = single if width >= _needed(single) else COLUMNS
+    table = _grid(("phase",), (*columns, "peak", "after"))
+    for phase in rank.phases:
+        table.add_row(
+            phase.phase.replace("_", " "),
+            *_sizes(phase.terms, columns),
+            show_gib(phase.peak_bytes),
+            show_gib(phase.end_bytes),
+        )
+    place = ", ".join(f"{axis} {index}" for axis, index in rank.coordinates.items())
+    told = f"rank {rank.rank}: stage {rank.stage} ({rank.layers}), {place}, "
+    return Group(
+        Text(heading(plan)),
+        Text(told + f"{rank.local_parameters:,} parameters before ZeRO"),
+        Text("GiB, at each phase's highest point, and what is left after it"),
+        Text(),
+        table,
+        Text(),
+        _verdict(plan),
+        *_remarks("warning", plan.warnings),
+        *_remarks("assumed", plan.assumptions),
+    )
+
+
 def heading(plan: Plan) -> str:
     """What is planned, in two lines."""
-    cluster, training, layout = plan.spec.cluster, plan.spec.training, plan.spec.layout
+    cluster, training, layout = plan.spec.cluster, plan.spec.training, plan.spec.fixed_layout
     axes = " ".join(f"{axis} {getattr(layout, axis)}" for axis in ("dp", "tp", "pp", "ep", "sp"))
     batch = f"{training.micro_batch_size} x {training.sequence_length} tokens a micro-step"
     return (
@@ -111,23 +142,34 @@ def _columns(plan: Plan, width: int) -> dict[str, tuple[Term, ...]]:
     """Every term that is there if the terminal has room for it, else groups of terms."""
     present = [t for t in Term if any(t in rank.peak.terms for rank in plan.stages)]
     single = {term.label.replace("_", " "): (term,) for term in present}
-    needed = 62 + sum(max(7, *(len(word) for word in name.split())) + 2 for name in single)
-    return single if width >= needed else COLUMNS
+    return single if width >= _needed(single) else COLUMNS
+
+
+def _needed(columns: Iterable[str]) -> int:
+    """Characters of a line with these columns of sizes besides the other ones."""
+    return 55 + sum(max(7, *map(len, name.split())) + 1 for name in columns)
+
+
+def _sizes(terms: dict[Term, int], columns: dict[str, tuple[Term, ...]]) -> list[str]:
+    return [show_gib(sum(terms.get(term, 0) for term in group)) for group in columns.values()]
+
+
+def _grid(left: tuple[str, ...], right: tuple[str, ...]) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    for name in left:
+        table.add_column(name, overflow="fold")
+    for name in right:
+        table.add_column(name, justify="right", overflow="fold")
+    return table
 
 
 def _table(plan: Plan, columns: dict[str, tuple[Term, ...]]) -> Table:
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, title_justify="left")
-    for name in ("stage", "layers"):
-        table.add_column(name, overflow="fold")
-    for name in (*columns, "peak", "in phase", "device"):
-        table.add_column(name, justify="right", overflow="fold")
+    table = _grid(("stage", "layers"), (*columns, "peak", "in phase", "device"))
     for rank in plan.stages:
-        terms = rank.peak.terms
-        sizes = [sum(terms.get(term, 0) for term in group) for group in columns.values()]
         table.add_row(
             str(rank.stage),
             rank.layers,
-            *(show_gib(size) for size in sizes),
+            *_sizes(rank.peak.terms, columns),
             show_gib(rank.peak.peak_bytes),
             rank.peak.phase.replace("_", " "),
             show_gib(rank.beyond.device_bytes),

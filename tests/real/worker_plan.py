@@ -32,51 +32,52 @@ def build(entry: dict[str, Any], training: Training) -> torch.nn.Module:
 
 
 def train(spec: Spec, ledger: Ledger, steps: int) -> None:
-    """Initialise and take some steps; the loop holds the model's output until a step is over."""
+    """Initialise and take some steps; variables hold the batch and the output until they get new
+    ones, as in a plain training loop."""
     training, phase = spec.training, ledger.books.phase
     with phase("init"):
         model = build(spec.model, training)
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=1e-4, **KERNELS[training.optimizer_kernel]
         )
-        engine, *_ = deepspeed.initialize(
-            model=model,
-            optimizer=optimizer,
-            config=config(
-                training=training,
-                layout=spec.layout,
-                deepspeed=spec.deepspeed,
-                micro_steps=spec.micro_steps,
-            )
-            | {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False},
-        )
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings(spec))
         del model, optimizer
     shape = (training.micro_batch_size, training.sequence_length)
     for step in range(steps):
-        for micro_step in range(spec.micro_steps):
-            name = f"{step}.{micro_step}"
-            with phase(f"{name}.forward"):
+        for _ in range(spec.micro_steps):
+            with phase(f"{step}.forward"):
                 tokens = torch.randint(0, engine.module.config.vocab_size, shape)
-                output = engine(input_ids=tokens, labels=tokens.clone())
-            with phase(f"{name}.backward"):
-                engine.backward(output.loss)
-            if not training.keep_logits or micro_step + 1 < spec.micro_steps:
-                del output
-            if micro_step + 1 < spec.micro_steps:
+                batch = {"input_ids": tokens, "labels": tokens.clone()}
+                output = engine(**batch)
+                loss = output.loss
+                if not training.keep_logits:
+                    del output
+            with phase(f"{step}.backward"):
+                engine.backward(loss)
+            with phase(f"{step}.step"):
                 engine.step()
-        with phase(f"{step}.step"):
-            engine.step()
-            output = None
+    engine.destroy()
+
+
+def settings(spec: Spec) -> dict[str, Any]:
+    """The configuration that the planner writes, and what a client's own optimizer needs."""
+    return config(
+        training=spec.training,
+        layout=spec.layout,
+        deepspeed=spec.deepspeed,
+        micro_steps=spec.micro_steps,
+    ) | {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
 
 
 def main() -> None:
-    """Run the case and write the readings."""
+    """Run the cases one after the other and write the readings of each."""
     case = json.loads(sys.argv[1])
-    spec = load(Path(case["file"]))
     deepspeed.init_distributed("gloo")
-    with Ledger() as ledger:
-        train(spec, ledger, case["steps"])
-    readings = [reading._asdict() for reading in ledger.books.readings]
+    readings = []
+    for file in case["files"]:
+        with Ledger() as ledger:
+            train(load(Path(file)), ledger, case["steps"])
+        readings.append([reading._asdict() for reading in ledger.books.readings])
     Path(sys.argv[2]).write_text(json.dumps(readings))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()

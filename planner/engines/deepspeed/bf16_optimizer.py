@@ -97,6 +97,17 @@ class BF16Optimizer:
         self.gradients.free(timeline)
 
 
+def uses_bf16_optimizer(setup: Setup) -> bool:
+    """Whether DeepSpeed takes this class (runtime/engine.py:2305-2320)."""
+    if setup.training.precision != "bf16":
+        return False
+    if setup.layout.zero_stage == 0:
+        return setup.layout.pp > 1
+    offload = setup.deepspeed.zero_optimization.offload_optimizer.device != "none"
+    fp32 = setup.deepspeed.grad_accum_dtype == "fp32"
+    return setup.layout.zero_stage == 1 and fp32 and not offload
+
+
 def bf16_optimizer(setup: Setup) -> BF16Optimizer:
     """`BF16_Optimizer` for the layout."""
     size = sizes(setup)

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from planner.activations.eager import Backend
 from planner.activations.layers import stage_tapes
 from planner.activations.tape import LayerTape
+from planner.engines.deepspeed.bf16_optimizer import bf16_optimizer, uses_bf16_optimizer
 from planner.engines.deepspeed.dtypes import SIZES
 from planner.engines.deepspeed.pipeline import PipelineWalk, pipeline_walk
 from planner.engines.deepspeed.strategy import Setup, Strategy
+from planner.engines.deepspeed.unpartitioned import unpartitioned
 from planner.engines.deepspeed.walk import StepWalk, passes
 from planner.engines.deepspeed.zero3 import zero_three
 from planner.engines.deepspeed.zero12 import zero12
@@ -81,11 +83,14 @@ def _setup(run: Run, stage: Stage) -> Setup:
 
 
 def _strategy(setup: Setup, run: Run) -> Strategy:
-    """The optimizer that DeepSpeed would build (runtime/engine.py:2260-2420)."""
-    if setup.layout.zero_stage == PARTITIONS_WEIGHTS:
+    """The optimizer that DeepSpeed would build (runtime/engine.py:2299-2323)."""
+    stage = setup.layout.zero_stage
+    if stage == PARTITIONS_WEIGHTS:
         # NCCL reduces and scatters in place; gloo, which CPU ranks use, copies first.
         return zero_three(setup, reduce_scatter_clones=run.backend == "cpu")
-    return zero12(setup)
+    if uses_bf16_optimizer(setup):
+        return bf16_optimizer(setup)
+    return zero12(setup) if stage else unpartitioned(setup)
 
 
 def _walk(

@@ -1,0 +1,102 @@
+"""An explanation as a JSON document and as two tables: what is alive, what would change it."""
+
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from planner.explain import Alive, Explanation, Turned
+from planner.report.plan import heading
+from planner.units import GIB, show_gib
+
+
+def document(explanation: Explanation) -> dict[str, Any]:
+    """The explanation as ``planner.explanation/1``; sizes in bytes."""
+    rank = explanation.rank
+    return {
+        "schema": "planner.explanation/1",
+        "file": str(explanation.plan.spec.path),
+        "rank": rank.rank,
+        "stage": rank.stage,
+        "phase": rank.peak.phase,
+        "peak_allocated_bytes": rank.peak.peak_bytes,
+        "alive": [_alive(alive) for alive in explanation.alive],
+        "knobs": [_turned(turned) for turned in explanation.knobs],
+    }
+
+
+def _alive(alive: Alive) -> dict[str, Any]:
+    return {
+        "term": alive.term.label,
+        "bytes": alive.size_bytes,
+        "notes": [{"formula": note.formula, "source": note.source} for note in alive.notes],
+    }
+
+
+def _turned(turned: Turned) -> dict[str, Any]:
+    return {
+        "change": turned.knob.change,
+        "price": turned.knob.price,
+        "allocated_change_bytes": turned.allocated_change_bytes,
+        "device_change_bytes": turned.device_change_bytes,
+        "host_change_bytes": turned.host_change_bytes,
+        "refusal": turned.refusal or None,
+    }
+
+
+def render(explanation: Explanation, *, width: int) -> RenderableType:
+    """Heading, terms with formula and source, knobs with what they would change."""
+    del width
+    rank = explanation.rank
+    return Group(
+        Text(heading(explanation.plan)),
+        Text(
+            f"The peak: rank {rank.rank} (stage {rank.stage}, {rank.layers}) in "
+            f"{rank.peak.phase.replace('_', ' ')}, {show_gib(rank.peak.peak_bytes)} GiB allocated."
+        ),
+        Text(),
+        _alive_table(explanation),
+        Text(),
+        Text("What each knob would change on the worst rank, in GiB:"),
+        _knob_table(explanation),
+    )
+
+
+def _alive_table(explanation: Explanation) -> Table:
+    table = _table()
+    table.add_column("alive", no_wrap=True)
+    table.add_column("GiB", justify="right", no_wrap=True)
+    table.add_column("what it is, and who allocates it", overflow="fold")
+    for alive in explanation.alive:
+        reasons = "\n".join(f"{note.formula} ({note.source})" for note in alive.notes)
+        table.add_row(alive.term.label.replace("_", " "), show_gib(alive.size_bytes, 3), reasons)
+    return table
+
+
+def _knob_table(explanation: Explanation) -> Table:
+    table = _table()
+    table.add_column("knob", overflow="fold")
+    for name in ("allocated", "device", "host"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("at what price", overflow="fold")
+    for turned in explanation.knobs:
+        if turned.refusal:
+            table.add_row(turned.knob.change, "", "", "", f"refused: {turned.refusal}")
+            continue
+        table.add_row(
+            turned.knob.change,
+            _signed(turned.allocated_change_bytes),
+            _signed(turned.device_change_bytes),
+            _signed(turned.host_change_bytes),
+            turned.knob.price,
+        )
+    return table
+
+
+def _signed(size: int) -> str:
+    return f"{size / GIB:+.2f}" if size else "0"
+
+
+def _table() -> Table:
+    return Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
