@@ -19,6 +19,9 @@ class Keeper(Protocol):
     owner_frees: When
     """When the owner of a gradient outside the bucket gives up the tensor that autograd left."""
 
+    def begin(self, *, boundary: bool) -> None:
+        """A backward pass begins; at the boundary a step follows."""
+
     def prepare(self, timeline: Timeline, bucket: Sequence[int]) -> None:
         """Before a bucket is reduced."""
 
@@ -59,6 +62,9 @@ class Together:
     _missing: list[int] = field(default_factory=list)
     """By rank: elements of the buffer that is still to be allocated in this backward pass."""
     _held: bool = False
+
+    def begin(self, *, boundary: bool) -> None:
+        """Nothing."""
 
     def prepare(self, timeline: Timeline, bucket: Sequence[int]) -> None:
         """Nothing."""
@@ -107,6 +113,9 @@ class InPlace:
     owner_frees: When = "kept"
     _held: bool = False
 
+    def begin(self, *, boundary: bool) -> None:
+        """Nothing."""
+
     def prepare(self, timeline: Timeline, bucket: Sequence[int]) -> None:
         """Nothing."""
 
@@ -153,6 +162,9 @@ class Compact:
     def __post_init__(self) -> None:
         """Everything is missing."""
         self.restart()
+
+    def begin(self, *, boundary: bool) -> None:
+        """Nothing."""
 
     def prepare(self, timeline: Timeline, bucket: Sequence[int]) -> None:
         """Owners allocate the partition of each group of which they see the first slice."""

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from planner.engines.deepspeed.strategy import Setup
 from planner.layout.stage import LocalParameter
+from planner.memory.timeline import EVERYONE
 from planner.units import round_up
 
 ALIGNMENT = 2
@@ -30,6 +31,10 @@ class Run(NamedTuple):
 
     value: int
     owners: Owners
+
+
+EVERYTHING_OWNED = (Run(-1, EVERYONE),)
+"""What `not_owned` says where every rank touches all of the parameters."""
 
 
 class Place(NamedTuple):
@@ -209,18 +214,31 @@ def _largest(laid: Sequence[Place], degree: int, size: int) -> list[int]:
     return largest
 
 
+def slices(layout: Partition, place: Place) -> Iterator[Run]:
+    """Elements of a parameter in each partition that holds some, inner partitions as one run."""
+    group = layout.groups[place.group]
+    size, scale = group.partition_numel, group.ranks_per_partition
+    for first, last in {
+        (place.first, place.first + 1),
+        (place.first + 1, place.last),
+        (place.last, place.last + 1),
+    }:
+        if first < last:
+            yield Run(slice_numel(place, first, size), (first * scale, last * scale))
+
+
 def slice_numel(place: Place, rank: int, size: int) -> int:
     """Elements of a parameter in one partition of ``size`` elements."""
     start = max(place.offset, rank * size)
     return max(0, min(place.offset + place.numel, (rank + 1) * size) - start)
 
 
-def not_owned(layout: Partition, limit: int) -> tuple[Run, ...]:
-    """Last group with a parameter of at most ``limit`` elements that the rank does not touch; or -1."""
+def not_owned(layout: Partition, chosen: Sequence[int]) -> tuple[Run, ...]:
+    """Last group of which a parameter among the chosen is not the rank's, rank by rank; or -1."""
     degree = layout.touched[-1].owners[1]
     last = [-1] * degree
-    for index, group in enumerate(layout.groups):
-        inside = [layout.places[i] for i in group.parameters if layout.places[i].numel <= limit]
+    for index in range(len(layout.groups)):
+        inside = [layout.places[i] for i in chosen if layout.places[i].group == index]
         changes = [0] * (degree + 1)
         for place in inside:
             changes[place.owners[0]] += 1

@@ -41,7 +41,8 @@ def copies(layout: Partition, bucket: Sequence[int], rules: Rules) -> Copies:
 
     Flattening one tensor alone gives a view of it. Source: ``average_tensor``,
     ``allreduce_and_scatter``, ``allreduce_bucket`` and ``gradient_reduction_w_predivide``,
-    ``buffered_reduce_fallback``, runtime/zero/stage_1_and_2.py:1590-1716, 1545-1588, 2359-2394 and 1485-1514,
+    ``buffered_reduce_fallback``:
+    runtime/zero/stage_1_and_2.py:1590-1716, 1545-1588, 2359-2394 and 1485-1514,
     2538-2552 of 0.19.8.
     """
     places = [layout.places[i] for i in bucket]

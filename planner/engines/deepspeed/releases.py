@@ -21,6 +21,11 @@ def overflow_check_bytes(setup: Setup) -> int:
     return 11
 
 
+def offload_check_bytes(setup: Setup) -> int:
+    """The same under offload, where every release checks every gradient (stage_1_and_2.py:1791)."""
+    return 0 if release(setup.deepspeed.version) >= (0, 19, 6) else 11
+
+
 def checks_overflow(setup: Setup) -> bool:
     """Whether ZeRO-1 and ZeRO-2 look for infinities at the start of a step.
 

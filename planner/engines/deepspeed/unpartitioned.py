@@ -93,7 +93,7 @@ class Unpartitioned:
         return SIZES[self.setup.training.precision]
 
     def _clone_flat(self, timeline: Timeline, group: Sequence[int]) -> None:
-        """Clones of all parameters, their flat copy, its clone, its cast (fused_optimizer.py:82-93)."""
+        """Clone all parameters, flatten, clone that, cast (fp16/fused_optimizer.py:85-92)."""
         size = sum(group) * self._element_bytes()
         timeline.add(Term.INIT_COPIES, size)
         if len(group) > 1:

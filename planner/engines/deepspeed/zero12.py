@@ -1,281 +1,93 @@
-"""ZeRO stages 1 and 2 without offload: the bucket state machine, parameter by parameter.
+"""Which of its variants `DeepSpeedZeroOptimizer` is for a run of ZeRO stage 1 or 2.
 
-`DeepSpeedZeroOptimizer`, runtime/zero/stage_1_and_2.py of DeepSpeed 0.19.8; line numbers below are
-of that file unless another is named.
+Line numbers are of runtime/zero/stage_1_and_2.py of DeepSpeed 0.19.8.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-
-from planner.engines.deepspeed.dtypes import SIZES, sizes
+from planner.engines.deepspeed.dtypes import Sizes, sizes
 from planner.engines.deepspeed.keepers import Compact, InPlace, Keeper, Together, When
-from planner.engines.deepspeed.partition import Owners, Partition, not_owned, partition
-from planner.engines.deepspeed.reduction import Copies, Rules, Way, copies
+from planner.engines.deepspeed.offload import (
+    OffloadedStep,
+    accumulates_in_fp32,
+    offloaded,
+    offloads,
+)
+from planner.engines.deepspeed.partition import Partition, partition
+from planner.engines.deepspeed.reduction import Rules, Way
 from planner.engines.deepspeed.strategy import Setup
-from planner.engines.deepspeed.zero12_init import initialise
-from planner.engines.deepspeed.zero12_step import Stale, Step, make_step
-from planner.memory.terms import Term
-from planner.memory.timeline import Timeline
+from planner.engines.deepspeed.zero12_optimizer import ZeroOneTwo
+from planner.engines.deepspeed.zero12_step import make_step
 from planner.spec.deepspeed import Zero
 
-_BEYOND = 2**31 - 1
-
-
-@dataclass(slots=True, kw_only=True)
-class ZeroOneTwo:
-    """The `Strategy` of stages 1 and 2."""
-
-    setup: Setup
-    layout: Partition
-    keeper: Keeper
-    rules: Rules
-    last_step: Step
-    partitions_gradients: bool
-    """Stage 2."""
-    accumulates: bool
-    """Stage 1 with a separate ``grad_accum`` of every parameter."""
-    contiguous: bool
-    num_buffers: int
-    """2 with ``overlap_comm``."""
-    others_free: When
-    """When ranks give up gradients outside the bucket that they do not own."""
-    _bucket: list[int] = field(default_factory=list)
-    _elements: int = 0
-    _buffers: int = 0
-    """Bucket buffers now allocated."""
-    _micro_step: int = 0
-    _late: list[tuple[int, Owners]] = field(default_factory=list)
-    """Gradients that live to the end of the backward pass."""
-    _unread: list[tuple[int, Owners]] = field(default_factory=list)
-    """Gradients that live until the next reduction."""
-    _stale: list[Stale] = field(default_factory=list)
-    """What lives until the step."""
-    _memo: dict[tuple[int, ...], Copies] = field(default_factory=dict)
-
-    def initialise(self, timeline: Timeline) -> None:
-        """Flatten the groups, clone the master partitions, create gradients once and drop them."""
-        initialise(timeline, self.setup, self.layout)
-
-    def begin_forward(self, timeline: Timeline, micro_step: int) -> None:
-        """Nothing is allocated."""
-
-    def enter(self, timeline: Timeline, parameters: range, *, backward: bool) -> None:
-        """Parameters are whole on every rank."""
-
-    def leave(self, timeline: Timeline, parameters: range, *, backward: bool) -> None:
-        """Parameters stay whole on every rank."""
-
-    def begin_backward(self, timeline: Timeline, micro_step: int) -> None:
-        """Buckets come with the first gradient."""
-        del timeline
-        self._micro_step = micro_step
-
-    def gradient(self, timeline: Timeline, parameter: int) -> None:
-        """Run the hook on a parameter's gradient (2284-2290)."""
-        size = self.layout.places[parameter].numel * SIZES[self.setup.training.precision]
-        timeline.add(Term.GRADIENTS, size)
-        if not self._buffers and self.contiguous:
-            self._set_up_buffers(timeline)
-        if self.accumulates:
-            self._accumulate(timeline, parameter, size)
-        elif not self.partitions_gradients and self._micro_step:
-            timeline.add(Term.GRADIENTS, -size)
-        if self.partitions_gradients or (self.num_buffers > 1 and self._at_boundary()):
-            self._collect(timeline, parameter)
-
-    def end_backward(self, timeline: Timeline, micro_step: int) -> None:
-        """Stage 2 reduces the rest; stage 1 all at the boundary (runtime/engine.py:3073-3097)."""
-        if self.setup.layout.pp > 1:
-            return
-        if self.partitions_gradients:
-            self._finish(timeline, boundary=micro_step == self.setup.micro_steps - 1)
-        elif micro_step == self.setup.micro_steps - 1:
-            self._reduce_all(timeline)
-
-    def reduce(self, timeline: Timeline) -> None:
-        """Under a pipeline another bucket buffer is appended, and not used (963-970)."""
-        if self.contiguous:
-            size = self.rules.bucket_numel * sizes(self.setup).communication
-            timeline.add(Term.BUCKETS, size)
-        self._reduce_all(timeline)
-        if self.contiguous:
-            timeline.add(Term.BUCKETS, -size)
-
-    def step(self, timeline: Timeline) -> None:
-        """Overflow check, norm, and group by group the optimizer (3013-3152)."""
-        self.last_step.take(timeline, self._stale)
-        self._stale = []
-        self.keeper.restart()
-
-    def _at_boundary(self) -> bool:
-        return self._micro_step == self.setup.micro_steps - 1
-
-    def _set_up_buffers(self, timeline: Timeline) -> None:
-        """``setup_buckets``: full buffers, however small the model is (3256-3280)."""
-        self._buffers = self.num_buffers
-        for _ in range(self._buffers):
-            timeline.add(Term.BUCKETS, self.rules.bucket_numel * self.rules.element_bytes)
-
-    def _accumulate(self, timeline: Timeline, parameter: int, size: int) -> None:
-        """``grad_accum`` takes a cast of the gradient, or has one added (1234-1240)."""
-        cast = self.layout.places[parameter].numel * self.rules.element_bytes
-        timeline.add(Term.GRADIENTS, cast)
-        if self._micro_step:
-            timeline.add(Term.GRADIENTS, -cast)
-        timeline.add(Term.GRADIENTS, -size)
-
-    def _collect(self, timeline: Timeline, parameter: int) -> None:
-        """Into the bucket; a full one is reduced first (1414-1478)."""
-        numel = self.layout.places[parameter].numel
-        if not numel:
-            return
-        if self._elements + numel > self.rules.bucket_numel:
-            self._flush(timeline)
-        if self.contiguous and numel <= self.rules.bucket_numel:
-            timeline.add(Term.GRADIENTS, -numel * self.rules.element_bytes)
-        self._bucket.append(parameter)
-        self._elements += numel
-
-    def _flush(self, timeline: Timeline) -> None:
-        """``reduce_ipg_grads`` (2205-2282)."""
-        bucket = self._bucket
-        if not bucket:
-            return
-        for size, owners in self._unread:
-            timeline.add(Term.GRADIENTS, -size, owners)
-        self._unread = []
-        self.keeper.prepare(timeline, bucket)
-        self._copy(timeline, bucket)
-        self.keeper.keep(timeline, bucket)
-        if not self.contiguous or self._elements > self.rules.bucket_numel:
-            for parameter in bucket:
-                self._give_up(timeline, parameter)
-        self._bucket = []
-        self._elements = 0
-
-    def _copy(self, timeline: Timeline, bucket: Sequence[int]) -> None:
-        key = tuple(bucket)
-        made = self._memo.get(key)
-        if made is None:
-            made = self._memo[key] = copies(self.layout, bucket, self.rules)
-        if made.everyone:
-            timeline.add(Term.REDUCE_COPIES, made.everyone)
-        for size, owners in made.alone:
-            timeline.add(Term.REDUCE_COPIES, size, owners)
-        for size, owners in made.casts:
-            timeline.spike(Term.REDUCE_COPIES, size, owners)
-        for size, owners in made.alone:
-            timeline.add(Term.REDUCE_COPIES, -size, owners)
-        if made.everyone:
-            timeline.add(Term.REDUCE_COPIES, -made.everyone)
-
-    def _give_up(self, timeline: Timeline, parameter: int) -> None:
-        """Free a gradient outside the bucket buffer when its owners and the others do."""
-        place = self.layout.places[parameter]
-        size = place.numel * self.rules.element_bytes
-        first, last = place.owners
-        everyone = [((first, last), self.keeper.owner_frees)]
-        everyone += [((0, first), self.others_free)] if first else []
-        everyone += [((last, _BEYOND), self.others_free)]
-        for owners, when in everyone:
-            if when == "now":
-                timeline.add(Term.GRADIENTS, -size, owners)
-            elif when == "next":
-                self._unread.append((size, owners))
-            elif when == "end":
-                self._late.append((size, owners))
-            elif when == "step":
-                self._stale.append((Term.GRADIENTS, size, owners, place.group))
-
-    def _reduce_all(self, timeline: Timeline) -> None:
-        """Stage 1 at the boundary: all parameters in the optimizer's order (958-979)."""
-        if self.num_buffers == 1:
-            for group in self.layout.groups:
-                for parameter in group.parameters:
-                    self._collect(timeline, parameter)
-        self._finish(timeline, boundary=True)
-
-    def _finish(self, timeline: Timeline, *, boundary: bool) -> None:
-        """``independent_gradient_partition_epilogue`` (1016-1070)."""
-        self._flush(timeline)
-        if boundary:
-            self.keeper.close(timeline)
-            self.last_step.pad(timeline)
-        self._free_buffers(timeline)
-        for size, owners in (*self._unread, *self._late):
-            timeline.add(Term.GRADIENTS, -size, owners)
-        self._unread, self._late = [], []
-        self.keeper.end(timeline)
-
-    def _free_buffers(self, timeline: Timeline) -> None:
-        """``grad_accum`` is not cleared with ``grad``: its views keep a bucket to the step."""
-        size = self._buffers * self.rules.bucket_numel * self.rules.element_bytes
-        self._buffers = 0
-        if not size:
-            return
-        if not self.accumulates:
-            timeline.add(Term.BUCKETS, -size)
-            return
-        for group, owners in not_owned(self.layout, self.rules.bucket_numel):
-            if group < 0:
-                timeline.add(Term.BUCKETS, -size, owners)
-            else:
-                self._stale.append((Term.BUCKETS, size, owners, group))
+STAGE_2 = 2
 
 
 def zero12(setup: Setup) -> ZeroOneTwo:
-    """Stage 1 or 2 of the layout, without offload."""
+    """Stage 1 or 2 of the layout, with or without offload."""
     zero = setup.deepspeed.zero_optimization
     layout = partition(setup)
     size = sizes(setup)
-    stage2 = setup.layout.zero_stage == 2  # noqa: PLR2004
-    separate = size.accumulation != size.model
-    accumulates = separate and not stage2
-    compact = separate and size.accumulation == 4  # noqa: PLR2004
-    bucket_bytes = size.accumulation if accumulates else size.model
-    keeper: Keeper
-    if compact:
-        keeper = Compact(layout, _owner_frees(zero, accumulates=accumulates))
-    elif zero.contiguous_gradients:
-        keeper = Together(layout, bucket_bytes)
-    else:
-        keeper = InPlace(layout, bucket_bytes)
+    stage2 = setup.layout.zero_stage == STAGE_2
+    accumulates = size.accumulation != size.model and not stage2
+    contiguous = zero.contiguous_gradients or offloads(setup)
+    keeper = _keeper(setup, layout, accumulates=accumulates, contiguous=contiguous)
+    step = (
+        OffloadedStep(keeper=offloaded(setup, layout, keeper))
+        if offloads(setup)
+        else make_step(setup, layout, keeper)
+    )
     return ZeroOneTwo(
         setup=setup,
         layout=layout,
-        keeper=keeper,
-        rules=Rules(
-            bucket_numel=zero.reduce_bucket_size,
-            element_bytes=bucket_bytes,
-            communication_bytes=size.communication,
-            converts=size.converts,
-            way=_way(zero),
-            compact=compact,
-        ),
-        last_step=make_step(setup, layout, keeper),
+        keeper=step.keeper if isinstance(step, OffloadedStep) else keeper,
+        rules=_rules(setup, size, accumulates=accumulates, contiguous=contiguous),
+        last_step=step,
         partitions_gradients=stage2,
         accumulates=accumulates,
-        contiguous=zero.contiguous_gradients,
+        contiguous=contiguous,
         num_buffers=2 if zero.overlap_comm and setup.layout.pp == 1 else 1,
-        others_free="step" if accumulates else _others_free(zero, stage2=stage2),
+        others_free="step"
+        if accumulates
+        else _others_free(zero, stage2=stage2, contiguous=contiguous),
     )
 
 
-def _way(zero: Zero) -> Way:
-    if not zero.contiguous_gradients:
+def _keeper(setup: Setup, layout: Partition, *, accumulates: bool, contiguous: bool) -> Keeper:
+    size = sizes(setup)
+    if accumulates_in_fp32(setup):
+        return Compact(layout, _owner_frees(accumulates=accumulates, contiguous=contiguous))
+    if contiguous:
+        return Together(layout, size.accumulation if accumulates else size.model)
+    return InPlace(layout, size.accumulation if accumulates else size.model)
+
+
+def _rules(setup: Setup, size: Sizes, *, accumulates: bool, contiguous: bool) -> Rules:
+    """Stage 1 puts ``grad_accum`` into its bucket, all others the gradient (1248-1249)."""
+    zero = setup.deepspeed.zero_optimization
+    return Rules(
+        bucket_numel=zero.reduce_bucket_size,
+        element_bytes=size.accumulation if accumulates else size.model,
+        communication_bytes=size.communication,
+        converts=size.communication != size.accumulation if accumulates else size.converts,
+        way=_way(zero, contiguous=contiguous),
+        compact=accumulates_in_fp32(setup),
+    )
+
+
+def _way(zero: Zero, *, contiguous: bool) -> Way:
+    if not contiguous:
         return "flatten"
     return "scatter" if zero.reduce_scatter else "in_place"
 
 
-def _owner_frees(zero: Zero, *, accumulates: bool) -> When:
+def _owner_frees(*, accumulates: bool, contiguous: bool) -> When:
     """Only a contiguous bucket's owners clear ``grad_accum`` at once (2181-2184)."""
     if not accumulates:
         return "end"
-    return "now" if zero.contiguous_gradients else "step"
+    return "now" if contiguous else "step"
 
 
-def _others_free(zero: Zero, *, stage2: bool) -> When:
+def _others_free(zero: Zero, *, stage2: bool, contiguous: bool) -> When:
     """Without a contiguous bucket, overlap keeps gradients for one reduction more (2262-2267)."""
     if not stage2:
         return "end"
-    return "next" if zero.overlap_comm and not zero.contiguous_gradients else "now"
+    return "next" if zero.overlap_comm and not contiguous else "now"

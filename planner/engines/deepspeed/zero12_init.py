@@ -4,22 +4,34 @@ Line numbers are of runtime/zero/stage_1_and_2.py of DeepSpeed 0.19.8.
 """
 
 from planner.engines.deepspeed.dtypes import FP32_BYTES, sizes
+from planner.engines.deepspeed.offload import gradient_buffer_bytes
 from planner.engines.deepspeed.partition import Group, Partition
 from planner.engines.deepspeed.strategy import Setup
 from planner.memory.terms import Term
 from planner.memory.timeline import Timeline
 
 
-def initialise(timeline: Timeline, setup: Setup, layout: Partition) -> None:
-    """From the model's own tensors to flat groups and fp32 master partitions (400-595, 934-953)."""
+def initialise(timeline: Timeline, setup: Setup, layout: Partition, *, offload: bool) -> None:
+    """From the model's own tensors to flat groups and fp32 master partitions (400-595, 934-953).
+
+    With offload the clone of the partition is cast on the host, and a buffer for one gradient
+    stays on the device (655-657).
+    """
     size = sizes(setup).model
     used = sum(place.numel for place in layout.places) * size
     timeline.add(Term.WEIGHTS, used)
     for group in layout.groups:
         flat = group.padded_numel * size
         _flatten(timeline, group, size, on_device=setup.capacity_bytes - used >= flat)
-        _clone_master(timeline, group, size)
-        used += flat - group.numel * size + group.partition_numel * FP32_BYTES
+        used += flat - group.numel * size
+        if offload:
+            timeline.spike(Term.INIT_COPIES, group.partition_numel * size)
+        else:
+            _clone_master(timeline, group, size)
+            used += group.partition_numel * FP32_BYTES
+    if offload:
+        timeline.add(Term.BUCKETS, gradient_buffer_bytes(setup))
+        return
     gradients = sum(group.partition_numel for group in layout.groups) * FP32_BYTES
     timeline.spike(Term.INIT_COPIES, gradients)
 

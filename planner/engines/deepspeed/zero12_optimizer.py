@@ -1,0 +1,242 @@
+"""ZeRO stages 1 and 2: the bucket state machine, parameter by parameter.
+
+`DeepSpeedZeroOptimizer`, runtime/zero/stage_1_and_2.py of DeepSpeed 0.19.8; line numbers below are
+of that file unless another is named.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from planner.engines.deepspeed.dtypes import SIZES, sizes
+from planner.engines.deepspeed.keepers import Keeper, When
+from planner.engines.deepspeed.offload import (
+    Offloaded,
+    OffloadedStep,
+    offload_host_bytes,
+)
+from planner.engines.deepspeed.partition import EVERYTHING_OWNED, Owners, Partition, not_owned
+from planner.engines.deepspeed.reduction import Copies, Rules, copies
+from planner.engines.deepspeed.strategy import Setup
+from planner.engines.deepspeed.zero12_init import initialise
+from planner.engines.deepspeed.zero12_step import Stale, Step
+from planner.memory.terms import Term
+from planner.memory.timeline import Timeline
+
+_BEYOND = 2**31 - 1
+
+
+@dataclass(slots=True, kw_only=True)
+class ZeroOneTwo:
+    """The `Strategy` of stages 1 and 2."""
+
+    setup: Setup
+    layout: Partition
+    keeper: Keeper
+    rules: Rules
+    last_step: Step | OffloadedStep
+    partitions_gradients: bool
+    """Stage 2."""
+    accumulates: bool
+    """Stage 1 with a separate ``grad_accum`` of every parameter."""
+    contiguous: bool
+    num_buffers: int
+    """2 with ``overlap_comm``."""
+    others_free: When
+    """When ranks give up gradients outside the bucket that they do not own."""
+    _bucket: list[int] = field(default_factory=list)
+    _elements: int = 0
+    _filled: tuple[list[int], list[int]] = field(default_factory=lambda: ([], []))
+    """What each buffer has been filled with, reduced or not."""
+    _filling: int = 0
+    """The buffer that is being filled."""
+    _buffers: int = 0
+    """Bucket buffers now allocated."""
+    _micro_step: int = 0
+    _late: list[tuple[int, Owners]] = field(default_factory=list)
+    """Gradients that live to the end of the backward pass."""
+    _unread: list[tuple[int, Owners]] = field(default_factory=list)
+    """Gradients that live until the next reduction."""
+    _stale: list[Stale] = field(default_factory=list)
+    """What lives until the step."""
+    _memo: dict[tuple[int, ...], Copies] = field(default_factory=dict)
+
+    def initialise(self, timeline: Timeline) -> None:
+        """Flatten the groups, clone the master partitions, create gradients once and drop them."""
+        initialise(timeline, self.setup, self.layout, offload=self._offloads())
+
+    def begin_forward(self, timeline: Timeline, micro_step: int) -> None:
+        """Nothing is allocated."""
+
+    def enter(self, timeline: Timeline, parameters: range, *, backward: bool) -> None:
+        """Parameters are whole on every rank."""
+
+    def leave(self, timeline: Timeline, parameters: range, *, backward: bool) -> None:
+        """Parameters stay whole on every rank."""
+
+    def begin_backward(self, timeline: Timeline, micro_step: int) -> None:
+        """Buckets come with the first gradient."""
+        del timeline
+        self._micro_step = micro_step
+        self.keeper.begin(boundary=self._at_boundary())
+
+    def gradient(self, timeline: Timeline, parameter: int) -> None:
+        """Run the hook on a parameter's gradient (2284-2290)."""
+        size = self.layout.places[parameter].numel * SIZES[self.setup.training.precision]
+        timeline.add(Term.GRADIENTS, size)
+        if not self._buffers and self.contiguous:
+            self._set_up_buffers(timeline)
+        if self.accumulates:
+            self._accumulate(timeline, parameter, size)
+        elif not self.partitions_gradients and self._micro_step:
+            timeline.add(Term.GRADIENTS, -size)
+        if self.partitions_gradients or (self.num_buffers > 1 and self._at_boundary()):
+            self._collect(timeline, parameter)
+
+    def end_backward(self, timeline: Timeline, micro_step: int) -> None:
+        """Stage 2 reduces the rest; stage 1 all at the boundary (runtime/engine.py:3073-3097)."""
+        if self.setup.layout.pp > 1:
+            return
+        if self.partitions_gradients:
+            self._finish(timeline, boundary=micro_step == self.setup.micro_steps - 1)
+        elif micro_step == self.setup.micro_steps - 1:
+            self._reduce_all(timeline)
+
+    def reduce(self, timeline: Timeline) -> None:
+        """Under a pipeline another bucket buffer is appended, and not used (963-970)."""
+        if self.contiguous:
+            size = self.rules.bucket_numel * sizes(self.setup).communication
+            timeline.add(Term.BUCKETS, size)
+        self._reduce_all(timeline)
+        if self.contiguous:
+            timeline.add(Term.BUCKETS, -size)
+
+    def step(self, timeline: Timeline) -> None:
+        """Overflow check, norm, and group by group the optimizer (3013-3152)."""
+        self.last_step.take(timeline, self._stale)
+        self._stale = []
+        self.keeper.restart()
+
+    def host_bytes(self, index: int) -> dict[str, int]:
+        """What the host keeps for the rank at an index of the ZeRO group, by name."""
+        return offload_host_bytes(self.setup, self.layout, index) if self._offloads() else {}
+
+    def _offloads(self) -> bool:
+        return isinstance(self.keeper, Offloaded)
+
+    def _at_boundary(self) -> bool:
+        return self._micro_step == self.setup.micro_steps - 1
+
+    def _set_up_buffers(self, timeline: Timeline) -> None:
+        """``setup_buckets``: full buffers, however small the model is (3256-3280)."""
+        self._buffers = self.num_buffers
+        for _ in range(self._buffers):
+            timeline.add(Term.BUCKETS, self.rules.bucket_numel * self.rules.element_bytes)
+
+    def _accumulate(self, timeline: Timeline, parameter: int, size: int) -> None:
+        """``grad_accum`` takes a cast of the gradient, or has one added (1234-1240)."""
+        cast = self.layout.places[parameter].numel * self.rules.element_bytes
+        timeline.add(Term.GRADIENTS, cast)
+        if self._micro_step:
+            timeline.add(Term.GRADIENTS, -cast)
+        timeline.add(Term.GRADIENTS, -size)
+
+    def _collect(self, timeline: Timeline, parameter: int) -> None:
+        """Into the bucket; a full one is reduced first (1414-1478)."""
+        numel = self.layout.places[parameter].numel
+        if not numel:
+            return
+        if self._elements + numel > self.rules.bucket_numel:
+            self._flush(timeline)
+            self._filling = self.num_buffers - 1 - self._filling
+        if self._offloads() and numel > self.rules.bucket_numel:
+            timeline.spike(Term.GRADIENTS, numel * self.rules.element_bytes)  # cloned (1449-1451)
+        elif self.contiguous and numel <= self.rules.bucket_numel:
+            timeline.add(Term.GRADIENTS, -numel * self.rules.element_bytes)
+            self._filled[self._filling].append(parameter)
+        self._bucket.append(parameter)
+        self._elements += numel
+
+    def _flush(self, timeline: Timeline) -> None:
+        """``reduce_ipg_grads`` (2205-2282)."""
+        bucket = self._bucket
+        if not bucket:
+            return
+        for size, owners in self._unread:
+            timeline.add(Term.GRADIENTS, -size, owners)
+        self._unread = []
+        self.keeper.prepare(timeline, bucket)
+        self._copy(timeline, bucket)
+        self.keeper.keep(timeline, bucket)
+        if not self.contiguous or self._elements > self.rules.bucket_numel:
+            for parameter in bucket:
+                self._give_up(timeline, parameter)
+        self._bucket = []
+        self._elements = 0
+
+    def _copy(self, timeline: Timeline, bucket: Sequence[int]) -> None:
+        key = tuple(bucket)
+        made = self._memo.get(key)
+        if made is None:
+            made = self._memo[key] = copies(self.layout, bucket, self.rules)
+        if made.everyone:
+            timeline.add(Term.REDUCE_COPIES, made.everyone)
+        for size, owners in made.alone:
+            timeline.add(Term.REDUCE_COPIES, size, owners)
+        for size, owners in made.casts:
+            timeline.spike(Term.REDUCE_COPIES, size, owners)
+        for size, owners in made.alone:
+            timeline.add(Term.REDUCE_COPIES, -size, owners)
+        if made.everyone:
+            timeline.add(Term.REDUCE_COPIES, -made.everyone)
+
+    def _give_up(self, timeline: Timeline, parameter: int) -> None:
+        """Free a gradient outside the bucket buffer when its owners and the others do."""
+        place = self.layout.places[parameter]
+        size = place.numel * self.rules.element_bytes
+        first, last = place.owners
+        everyone = [((first, last), self.keeper.owner_frees)]
+        everyone += [((0, first), self.others_free)] if first else []
+        everyone += [((last, _BEYOND), self.others_free)]
+        for owners, when in everyone:
+            if when == "now":
+                timeline.add(Term.GRADIENTS, -size, owners)
+            elif when == "next":
+                self._unread.append((size, owners))
+            elif when == "end":
+                self._late.append((size, owners))
+            elif when == "step":
+                self._stale.append((Term.GRADIENTS, size, owners, place.group))
+
+    def _reduce_all(self, timeline: Timeline) -> None:
+        """Stage 1 at the boundary: all parameters in the optimizer's order (958-979)."""
+        self.keeper.begin(boundary=True)
+        if self.num_buffers == 1:
+            for group in self.layout.groups:
+                for parameter in group.parameters:
+                    self._collect(timeline, parameter)
+        self._finish(timeline, boundary=True)
+
+    def _finish(self, timeline: Timeline, *, boundary: bool) -> None:
+        """``independent_gradient_partition_epilogue`` (1016-1070)."""
+        self._flush(timeline)
+        if boundary:
+            self.keeper.close(timeline)
+            self.last_step.pad(timeline)
+        self._free_buffers(timeline)
+        for size, owners in (*self._unread, *self._late):
+            timeline.add(Term.GRADIENTS, -size, owners)
+        self._unread, self._late = [], []
+        self.keeper.end(timeline)
+
+    def _free_buffers(self, timeline: Timeline) -> None:
+        """``grad_accum`` is not cleared with ``grad``: its views keep a bucket to the step."""
+        size = self.rules.bucket_numel * self.rules.element_bytes
+        for filled in self._filled[: self._buffers]:
+            viewed = not_owned(self.layout, filled) if self.accumulates else EVERYTHING_OWNED
+            for group, owners in viewed:
+                if group < 0:
+                    timeline.add(Term.BUCKETS, -size, owners)
+                else:
+                    self._stale.append((Term.BUCKETS, size, owners, group))
+        self._buffers = self._filling = 0
+        self._filled = ([], [])
