@@ -45,7 +45,7 @@ DType = Annotated[Literal["fp32", "fp16", "bf16"], BeforeValidator(_dtype)]
 Free = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class OffloadOptimizerKeys:
     """``zero_optimization.offload_optimizer``."""
 
@@ -64,7 +64,7 @@ class OffloadOptimizerKeys:
     cpuadam_cores_perc: Share = 0.8
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class OffloadParamKeys:
     """``zero_optimization.offload_param``."""
 
@@ -82,7 +82,7 @@ class OffloadParamKeys:
 _OLD = "is the old spelling; write {} instead"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class ZeroKeys:
     """``zero_optimization``; bucket sizes count elements."""
 
@@ -155,7 +155,7 @@ class ZeroKeys:
     """Read up to 0.19.6."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Bf16Keys:
     """``bf16``."""
 
@@ -171,7 +171,7 @@ class Bf16Keys:
     bf16_optimizer_states: Annotated[bool, Refused("moments in bf16 are not modelled")] = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Fp16Keys:
     """``fp16``."""
 
@@ -190,7 +190,7 @@ class Fp16Keys:
     ] = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class AutocastKeys:
     """``torch_autocast``."""
 
@@ -201,7 +201,7 @@ class AutocastKeys:
     lower_precision_safe_modules: list[str] | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class DataTypesKeys:
     """``data_types``."""
 
@@ -218,7 +218,7 @@ class DataTypesKeys:
     ] = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class ActivationCheckpointingKeys:
     """``activation_checkpointing``."""
 
@@ -232,7 +232,7 @@ class ActivationCheckpointingKeys:
     profile: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class PipelineKeys:
     """``pipeline``, and what a `PipelineModule` is told when it is made."""
 
@@ -251,7 +251,7 @@ class PipelineKeys:
     use_reentrant: bool | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class OptimizerKeys:
     """``optimizer``."""
 
@@ -262,7 +262,7 @@ class OptimizerKeys:
     legacy_fusion: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class TensorParallelKeys:
     """``tensor_parallel``: AutoTP."""
 
@@ -283,7 +283,7 @@ class TensorParallelKeys:
     replace_with_kernel_inject: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class ExpertParallelKeys:
     """``expert_parallel``: AutoEP."""
 
@@ -329,7 +329,7 @@ class ExpertParallelKeys:
     expert_activation: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class CompileKeys:
     """``compile``: DeepCompile; nothing of it is modelled."""
 
@@ -355,7 +355,7 @@ class CompileKeys:
     passes: list[str] | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class SwitchKeys:
     """A section of which only the switch matters: `hybrid_engine`, `data_efficiency`."""
 
@@ -364,7 +364,7 @@ class SwitchKeys:
     enabled: Annotated[bool, Refused("is not modelled")] = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class DeepSpeedKeys:
     """``deepspeed:``: DeepSpeed's own keys, as in its configuration file, and a few of ours."""
 
