@@ -37,7 +37,7 @@ def _zero(*stages: int, **changes: Any) -> Turn:
     """A key of ``zero_optimization`` that means something in these stages."""
 
     def turn(spec: Spec) -> Spec | None:
-        if spec.layout.zero_stage not in stages:
+        if spec.fixed_layout.zero_stage not in stages:
             return None
         zero: Zero = replace(spec.deepspeed.zero_optimization, **changes)
         turned = replace(spec, deepspeed=replace(spec.deepspeed, zero_optimization=zero))
@@ -48,9 +48,9 @@ def _zero(*stages: int, **changes: Any) -> Turn:
 
 def _stage(zero_stage: int) -> Turn:
     def turn(spec: Spec) -> Spec | None:
-        if spec.layout.zero_stage == zero_stage:
+        if spec.fixed_layout.zero_stage == zero_stage:
             return None
-        return replace(spec, layout=replace(spec.layout, zero_stage=zero_stage))
+        return replace(spec, layout=replace(spec.fixed_layout, zero_stage=zero_stage))
 
     return turn
 
@@ -59,7 +59,7 @@ def _double(axis: str) -> Turn:
     """Twice the degree of an axis on the same devices, at the expense of dp."""
 
     def turn(spec: Spec) -> Spec | None:
-        layout = spec.layout
+        layout = spec.fixed_layout
         if layout.dp % 2:
             return None
         degree = {axis: 2 * getattr(layout, axis)}

@@ -157,7 +157,7 @@ class _Class(NamedTuple):
     rank: int
     """The lowest of them."""
     num_ranks: int
-    index: PartitionIndex
+    place: PartitionIndex
 
 
 def _classes(run: Run, stage: int, tp_ranks: Sequence[int]) -> list[_Class]:
@@ -187,13 +187,13 @@ def _stage_ranks(
     timeline = stage_timeline(run, stage)
     classes = _classes(run, stage.index, tp_ranks)
     if not every_rank:
-        peaks = timeline.peaks([each.index for each in classes])
+        peaks = timeline.peaks([each.place for each in classes])
         classes = [classes[int(peaks.argmax())]]
     return [_rank_plan(run, stage, timeline, each) for each in classes]
 
 
 def _rank_plan(run: Run, stage: Stage, timeline: Timeline, own: _Class) -> RankPlan:
-    phases = timeline.fold(own.index)
+    phases = timeline.fold(own.place)
     layout = run.layout
     return RankPlan(
         rank=own.rank,

@@ -111,7 +111,7 @@ class Timeline:
         sizes = np.asarray(self._deltas, dtype=np.int64)[places]
         return np.concatenate(
             [
-                _own_peaks(np.asarray(part), tops, sizes, expert, low, high)
+                _own_peaks(np.asarray(part), tops, sizes, (expert, low, high))
                 for part in _portions(indices, max(1, _MATRIX_CELLS // len(places)))
             ]
         )
@@ -126,17 +126,15 @@ class Timeline:
         return deltas
 
 
-
-def _portions(
-    indices: Sequence[PartitionIndex], size: int
-) -> Iterator[Sequence[PartitionIndex]]:
+def _portions(indices: Sequence[PartitionIndex], size: int) -> Iterator[Sequence[PartitionIndex]]:
     """The indices in pieces of at most ``size``."""
     for start in range(0, len(indices), size):
         yield indices[start : start + size]
 
 
-def _own_peaks(indices: Ints, tops: Ints, sizes: Ints, expert: Ints, low: Ints, high: Ints) -> Ints:
+def _own_peaks(indices: Ints, tops: Ints, sizes: Ints, owners: tuple[Ints, Ints, Ints]) -> Ints:
     """Peaks of the ranks at ``indices`` (ranks, 2): common tops raised by what each owns."""
+    expert, low, high = owners
     own = np.where(expert == 1, indices[:, 1:], indices[:, :1])
     held = np.cumsum(np.where((own >= low) & (own < high), sizes, 0), axis=1)
     return np.maximum(tops[0], (tops[1:] + held).max(axis=1))

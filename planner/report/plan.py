@@ -14,7 +14,9 @@ from planner.model.counts import count
 from planner.plan import Plan, RankPlan
 from planner.units import show_gib
 
-COLUMNS: dict[str, tuple[Term, ...]] = {
+Columns = dict[str, tuple[Term, ...]]
+
+COLUMNS: Columns = {
     "weights": (Term.WEIGHTS, Term.GATHERED_WEIGHTS),
     "gradients": (Term.GRADIENTS, Term.OWNED_GRADIENTS),
     "optimizer": (Term.MASTER_WEIGHTS, Term.OPTIMIZER_STATES),
@@ -100,8 +102,7 @@ def render_rank(plan: Plan, *, width: int) -> RenderableType:
     """One rank over the step: a line a phase, a column a term."""
     rank = plan.ranks[0]
     present = [term for term in Term if any(term in phase.terms for phase in rank.phases)]
-    single = {term.label.replace("_", " "): (term,) for term in present}
-    columns = single if width >= _needed(single) else COLUMNS
+    columns = _fitting(present, width)
     table = _grid(("phase",), (*columns, "peak", "after"))
     for phase in rank.phases:
         table.add_row(
@@ -130,18 +131,23 @@ def heading(plan: Plan) -> str:
     cluster, training, layout = plan.spec.cluster, plan.spec.training, plan.spec.fixed_layout
     axes = " ".join(f"{axis} {getattr(layout, axis)}" for axis in ("dp", "tp", "pp", "ep", "sp"))
     batch = f"{training.micro_batch_size} x {training.sequence_length} tokens a micro-step"
+    billions, capacity = plan.model.num_parameters / 1e9, show_gib(plan.capacity_bytes)
     return (
-        f"{plan.model.name}: {plan.model.num_parameters / 1e9:.2f} B parameters on "
-        f"{cluster.num_devices} x {cluster.device.name} ({show_gib(plan.capacity_bytes)} GiB each)\n"
+        f"{plan.model.name}: {billions:.2f} B parameters on "
+        f"{cluster.num_devices} x {cluster.device.name} ({capacity} GiB each)\n"
         f"{axes}, ZeRO-{layout.zero_stage}, {training.precision}, {training.optimizer}, "
         f"{batch} x {plan.spec.micro_steps}, recompute {training.recompute}"
     )
 
 
-def _columns(plan: Plan, width: int) -> dict[str, tuple[Term, ...]]:
+def _columns(plan: Plan, width: int) -> Columns:
     """Every term that is there if the terminal has room for it, else groups of terms."""
     present = [t for t in Term if any(t in rank.peak.terms for rank in plan.stages)]
-    single = {term.label.replace("_", " "): (term,) for term in present}
+    return _fitting(present, width)
+
+
+def _fitting(present: Iterable[Term], width: int) -> Columns:
+    single: Columns = {term.label.replace("_", " "): (term,) for term in present}
     return single if width >= _needed(single) else COLUMNS
 
 
@@ -150,7 +156,7 @@ def _needed(columns: Iterable[str]) -> int:
     return 55 + sum(max(7, *map(len, name.split())) + 1 for name in columns)
 
 
-def _sizes(terms: dict[Term, int], columns: dict[str, tuple[Term, ...]]) -> list[str]:
+def _sizes(terms: dict[Term, int], columns: Columns) -> list[str]:
     return [show_gib(sum(terms.get(term, 0) for term in group)) for group in columns.values()]
 
 
@@ -163,7 +169,7 @@ def _grid(left: tuple[str, ...], right: tuple[str, ...]) -> Table:
     return table
 
 
-def _table(plan: Plan, columns: dict[str, tuple[Term, ...]]) -> Table:
+def _table(plan: Plan, columns: Columns) -> Table:
     table = _grid(("stage", "layers"), (*columns, "peak", "in phase", "device"))
     for rank in plan.stages:
         table.add_row(

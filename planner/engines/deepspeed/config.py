@@ -7,6 +7,8 @@ from planner.spec.deepspeed import DeepSpeed, Zero
 from planner.spec.layout import Layout
 from planner.spec.training import Training
 
+PARTITIONS_WEIGHTS = 3
+
 STAGE_3_ONLY = ("stage3_", "zero_hpz", "mics", "sub_group")
 """Keys of ``zero_optimization`` that mean nothing below stage 3."""
 
@@ -45,7 +47,7 @@ def _zero(zero: Zero, stage: int) -> dict[str, Any]:
     for name in ("offload_optimizer", "offload_param"):
         if name in changed and changed[name]["device"] == "none":
             del changed[name]
-    if stage < 3:
+    if stage < PARTITIONS_WEIGHTS:
         changed = {k: v for k, v in changed.items() if not k.startswith(STAGE_3_ONLY)}
     return {"stage": stage, **changed}
 
