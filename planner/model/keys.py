@@ -40,16 +40,20 @@ class Keys:
     faults: list[Fault] = field(default_factory=list)
     faulty: set[str] = field(default_factory=set)
 
-    def size(self, *names: str, default: int | None = None, largest: int = MAX_SIZE) -> int:
-        """Return a positive integer under the first of ``names`` that is there."""
+    def size(
+        self, *names: str, default: int | None = None, smallest: int = 1, largest: int = MAX_SIZE
+    ) -> int:
+        """Return an integer of the allowed range under the first of ``names`` that is there."""
         found = self._find(names)
         if found is None:
             return self._missing(names) if default is None else default
         key, value = found
         if isinstance(value, bool) or not isinstance(value, int):
-            self.tell(key, f"{show(value)} is not a whole number; write one from 1 to {largest}")
-        elif not 1 <= value <= largest:
-            self.tell(key, f"{show(value)} is out of range; write a number from 1 to {largest}")
+            self.tell(
+                key, f"{show(value)} is not a whole number; write one from {smallest} to {largest}"
+            )
+        elif not smallest <= value <= largest:
+            self.tell(key, f"{show(value)} is out of range; write {smallest} to {largest}")
         else:
             return value
         return _PLACEHOLDER
@@ -62,8 +66,7 @@ class Keys:
 
     def count(self, *names: str, default: int) -> int:
         """Return an integer that may be zero."""
-        found = self._find(names)
-        return 0 if found is not None and found[1] == 0 else self.size(*names, default=default)
+        return self.size(*names, default=default, smallest=0)
 
     def flag(self, name: str, *, default: bool) -> bool:
         """Return true or false; null is the default."""

@@ -23,7 +23,6 @@ def sparse_blocks(keys: Keys, layers: int) -> tuple[bool, ...]:
 def dense_first(keys: Keys, layers: int, *, default: int) -> tuple[bool, ...]:
     """Tell for every block of DeepSeek and GLM-4.5 whether it has experts."""
     dense = keys.count("first_k_dense_replace", default=default)
-    keys.at_most(dense, layers, names=("first_k_dense_replace", "num_hidden_layers"))
     return tuple(index >= dense for index in range(layers))
 
 
@@ -39,9 +38,7 @@ def expert_groups(
     chosen = keys.size("topk_group", default=default[1])
     keys.divides(groups, num_experts, names=("n_group", "the number of experts"))
     keys.at_most(chosen, groups, names=("topk_group", "n_group"))
-    keys.at_most(
-        per_token,
-        max(1, num_experts // groups * chosen),
-        names=("num_experts_per_tok", "the experts of the chosen groups"),
-    )
+    if not keys.faulty.intersection(("n_group", "topk_group")):
+        names = ("num_experts_per_tok", "the experts of the chosen groups")
+        keys.at_most(per_token, num_experts // groups * chosen, names=names)
     return groups, chosen

@@ -53,7 +53,8 @@ def _block(keys: Keys, hidden: int) -> Layer:
     bias = not keys.flag("no_bias", default=True)
     attention = _attention(keys, bias=bias)
     double = keys.size("intermediate_size")
-    keys.divides(2, double, names=("2", "intermediate_size"))
+    if double % 2:
+        keys.tell("intermediate_size", f"{double} is odd; two halves share it, write an even one")
     mlp = Mlp(ffn_size=max(1, double // 2), gated=True, activation="silu", bias=bias)
     width = attention.num_heads * attention.head_size
     up, down = (hidden, mlp.ffn_size), (mlp.ffn_size, hidden)
