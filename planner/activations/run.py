@@ -13,9 +13,10 @@ from planner.activations.eager import (
     run_backward,
 )
 from planner.activations.eager.autograd import PARAMETER_FIRST, Edge, Gradient, accumulate
-from planner.activations.programs import hf_blocks, hf_ends
+from planner.activations.programs import hf_blocks, hf_ends, megatron
 from planner.activations.programs.case import Case
 from planner.activations.programs.modules import normalise, turn
+from planner.activations.programs.reentrant import reentrant
 from planner.activations.programs.shared import Shared, find_shared, leave_blocks
 from planner.activations.tape import Mark
 from planner.memory.terms import Term
@@ -83,10 +84,20 @@ def _run_inner(machine: Machine, case: Case) -> Pass:
 
 
 def _run_block(machine: Machine, case: Case, hidden: Tensor, shared: Shared) -> Tensor:
-    """A block, as a checkpoint where training recomputes it."""
-    if case.recomputed:
-        return checkpoint(lambda x: hf_blocks.block(machine, case, x, shared), hidden)
-    return hf_blocks.block(machine, case, hidden, shared)
+    """A block, as a checkpoint where training recomputes it.
+
+    Pipelines and Megatron recompute inside an autograd function, transformers without reentry.
+    """
+
+    def run(x: Tensor) -> Tensor:
+        if case.training.implementation == "megatron":
+            return megatron.block(machine, case, x, sequence_parallel=False)
+        return hf_blocks.block(machine, case, x, shared)
+
+    if not case.recomputed:
+        return run(hidden)
+    by_function = case.layout.pp > 1 or case.training.implementation == "megatron"
+    return reentrant(run, hidden) if by_function else checkpoint(run, hidden)
 
 
 def _run_stem(machine: Machine, case: Case) -> Pass:
@@ -156,7 +167,9 @@ def _run_head(machine: Machine, case: Case, extra: tuple[tuple[int, ...], ...]) 
     hidden = _input(machine, case, collected)
     entry = hidden.storage.index
     logits, loss = hf_ends.head_and_loss(machine, case, hidden)
-    held = [loss, logits] if case.training.keep_logits else [loss]
+    held = [loss]
+    if logits is not None and case.training.keep_logits:
+        held.append(logits)
     del hidden, logits, loss
     machine.settle()
     saved = tuple(sorted(machine.live))

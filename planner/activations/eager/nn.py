@@ -29,6 +29,10 @@ def _softmax_back(node: Node, gradient: Tensor) -> tuple[Tensor]:
     return (like(result, expected[1]),)
 
 
+FLASH_HEAD_SIZE = 256
+"""The largest head of CUDA's flash kernel (sdp_utils.cpp: check_head_dim_size_flash)."""
+
+
 def attention(
     query: Tensor,
     key: Tensor,
@@ -39,32 +43,56 @@ def attention(
 ) -> Tensor:
     """``scaled_dot_product_attention`` on (B, A, S, D), by the kernel that PyTorch picks.
 
-    CPU: flash attention without dropout, else the math of four operations. CUDA: flash attention;
-    with a mask the memory-efficient kernel. The query's layout is also the result's.
+    Flash attention needs values as wide as queries; on the CPU also no dropout, on CUDA no mask.
+    Else the CPU runs the operations one by one, and CUDA the memory-efficient kernel.
     """
+    same = query.shape[-1] == value.shape[-1]
     if query.machine.backend == "cpu":
-        if probability:
+        if probability or not same:
             return math_attention(query, key, value, mask=mask, probability=probability)
-        return _flash(query, key, value, _flash_cpu_back)
-    return _flash(query, key, value, _flash_cuda_back if mask is None else _efficient_back)
+        return _flash(query, key, value)
+    if mask is None and same and query.shape[-1] <= FLASH_HEAD_SIZE:
+        return _flash(query, key, value)
+    return _efficient(query, key, value)
 
 
-def _flash(query: Tensor, key: Tensor, value: Tensor, backward: object) -> Tensor:
-    """Saves q, k, v, the result and one fp32 number per query (log of the softmax's sum)."""
-    node = begin(backward, query, key, value)  # type: ignore[arg-type]
+def _flash(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Saves q, k, v, the result and one fp32 number per query (log of the softmax's sum).
+
+    The result has the query's layout: empty_like(q) in mha_fwd of flash_api.cpp and in
+    FlashAttentionKernel.cpp.
+    """
+    machine = query.machine
+    cuda = machine.backend == "cuda"
+    node = begin(_flash_cuda_back if cuda else _flash_cpu_back, query, key, value)
     if node is not None:
         node.save(query, key, value)
+    result = like(query)
+    sums = empty(machine, query.shape[:3], "fp32")
+    if node is not None:
+        node.save(result, sums)
+        if cuda:
+            # Philox seed and offset: two uint64.
+            node.save(empty(machine, (2,), "int64"))
+    return finish(node, result)
+
+
+def _efficient(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The memory-efficient kernel: its sums are padded to 32 queries, its result is (B, S, A, D).
+
+    Source: _efficient_attention_forward, aten/src/ATen/native/transformers/cuda/attention.cu.
+    """
     machine = query.machine
+    node = begin(_efficient_back, query, key, value)
+    if node is not None:
+        node.save(query, key, value)
     batch, heads, length, _ = query.shape
     size = value.shape[-1]
     strides = (heads * length * size, size, heads * size, 1)
     result = empty(machine, (batch, heads, length, size), query.dtype, strides)
-    sums = empty(machine, (batch, heads, length), "fp32")
+    sums = empty(machine, (batch, heads, round_up(length, 32)), "fp32")
     if node is not None:
-        node.save(result, sums)
-        if machine.backend == "cuda":
-            # Philox seed and offset: two uint64 and an unused tensor.
-            node.save(empty(machine, (2,), "int64"))
+        node.save(result, sums, empty(machine, (2,), "int64"))
     return finish(node, result)
 
 
@@ -91,7 +119,7 @@ def _flash_cuda_back(node: Node, gradient: Tensor) -> tuple[Tensor, ...]:
     del gradient
     machine = node.machine
     batch, heads, length, size = query.shape
-    grads = _heads_inside(query), _heads_inside(key), _heads_inside(value)
+    grads = like(query), like(key), like(value)
     rows = round_up(length, 128)
     wide = round_up(size, 32) if size <= 192 else 256
     workspace = [
@@ -105,16 +133,32 @@ def _flash_cuda_back(node: Node, gradient: Tensor) -> tuple[Tensor, ...]:
 
 
 def _efficient_back(node: Node, gradient: Tensor) -> tuple[Tensor, ...]:
-    """The memory-efficient kernel: gradients and the row sums of gradient * result in fp32.
+    """Gradients, the row sums of gradient * result, and fp32 accumulators of what is not fp32.
 
-    Source: _efficient_attention_backward, transformers/cuda/attention_backward.cu; its workspace
-    exists only where the accumulator cannot be the output, as in half precision with D > 128.
+    Source: _efficient_attention_backward, transformers/cuda/attention_backward.cu, and
+    workspace_size in mem_eff_attention/kernel_backward.h: dq in any case, dk and dv for heads
+    wider than 128. Tiles are taken as 64 x 64; the locks beside them are left out.
     """
     query, key, value, _result, sums, _seed = node.unpack()
+    del gradient
     grads = _heads_inside(query), _heads_inside(key), _heads_inside(value)
-    delta = like(sums)
-    del gradient, delta
+    workspace = [like(sums)]
+    if query.dtype != "fp32":
+        wide = query.shape[-1] > WHOLE_IN_REGISTERS
+        accumulated = (query, key, value) if wide else (query,)
+        workspace += [_tiles(tensor) for tensor in accumulated]
+    del workspace
     return grads
+
+
+WHOLE_IN_REGISTERS = 128
+"""Head size up to which dk and dv are accumulated in registers."""
+
+
+def _tiles(tensor: Tensor) -> Tensor:
+    batch, heads, length, size = tensor.shape
+    shape = (batch, heads, round_up(length, 64), round_up(size, 64))
+    return empty(tensor.machine, shape, "fp32")
 
 
 def math_attention(

@@ -6,7 +6,7 @@ C++ expression.
 """
 
 from planner.activations.eager.autograd import Node, begin, finish
-from planner.activations.eager.tensor import Shape, Tensor, contiguous_strides, empty
+from planner.activations.eager.tensor import Shape, Tensor, empty, iterated_strides
 from planner.activations.eager.views import like
 
 
@@ -19,54 +19,6 @@ def _broadcast(tensors: tuple[Tensor, ...]) -> Shape:
             if size != 1:
                 sizes[dim] = size
     return tuple(sizes)
-
-
-def _stepped(tensor: Tensor, shape: Shape) -> Shape:
-    """Strides of an operand in the iteration over ``shape``: 0 where it is repeated."""
-    lead = len(shape) - len(tensor.shape)
-    return (0,) * lead + tuple(
-        0 if size == 1 != whole else stride
-        for size, stride, whole in zip(tensor.shape, tensor.strides, shape[lead:], strict=True)
-    )
-
-
-def iterated_strides(shape: Shape, tensors: tuple[Tensor, ...]) -> Shape:
-    """Order of dims of an elementwise result: TensorIterator keeps the operands' order.
-
-    Source: TensorIteratorBase::reorder_dimensions, aten/src/ATen/TensorIterator.cpp.
-    """
-    plain = contiguous_strides(shape)
-    steps = [_stepped(tensor, shape) for tensor in tensors]
-    if steps[0] == plain:
-        return plain
-    order = list(range(len(shape) - 1, -1, -1))
-    for start in range(1, len(shape)):
-        place = start
-        for lower in range(start - 1, -1, -1):
-            verdict = _compare(order[lower], order[place], shape, steps)
-            if verdict > 0:
-                order[lower], order[place] = order[place], order[lower]
-                place = lower
-            elif verdict < 0:
-                break
-    strides = [0] * len(shape)
-    step = 1
-    for dim in order:
-        strides[dim] = step
-        step *= shape[dim]
-    return tuple(strides)
-
-
-def _compare(first: int, second: int, shape: Shape, steps: list[Shape]) -> int:
-    """Positive where ``first`` should come outside of ``second``."""
-    for step in steps:
-        if step[first] == 0 or step[second] == 0:
-            continue
-        if step[first] != step[second]:
-            return 1 if step[first] > step[second] else -1
-        if shape[first] > shape[second]:
-            return 1
-    return 0
 
 
 def _result(dtype: str, *tensors: Tensor) -> Tensor:
@@ -83,7 +35,7 @@ def _promoted(first: Tensor, second: Tensor) -> str:
 
 
 def add(first: Tensor, second: Tensor) -> Tensor:
-    """``first + second``; also ``first - second``, whose gradient `sub` tells."""
+    """``first + second``."""
     node = begin(_add_back, first, second)
     return finish(node, _result(_promoted(first, second), first, second))
 
@@ -122,6 +74,17 @@ def _scale_back(node: Node, gradient: Tensor) -> tuple[Tensor]:
 
 
 neg = scale
+
+
+def sub(first: Tensor, second: Tensor) -> Tensor:
+    """``first - second``."""
+    node = begin(_sub_back, first, second)
+    return finish(node, _result(_promoted(first, second), first, second))
+
+
+def _sub_back(node: Node, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    to_second = like(gradient) if node.needs(1) else None
+    return gradient.again() if node.needs(0) else None, to_second
 
 
 def shift(tensor: Tensor) -> Tensor:

@@ -7,8 +7,7 @@ sorted copies of the indices that CUDA's index_put makes, 24 B an index.
 """
 
 from planner.activations.eager.autograd import Node, begin, finish
-from planner.activations.eager.pointwise import iterated_strides
-from planner.activations.eager.tensor import Tensor, empty
+from planner.activations.eager.tensor import Tensor, empty, iterated_strides
 from planner.activations.eager.views import expand, like, unsqueeze
 
 
@@ -63,6 +62,21 @@ def rows(tensor: Tensor, places: Tensor) -> Tensor:
         node.save(places)
     shape = (*places.shape, *tensor.shape[1:])
     return finish(node, empty(tensor.machine, shape, tensor.dtype))
+
+
+def masked_fill(tensor: Tensor, mask: Tensor) -> Tensor:
+    """``tensor.masked_fill(mask, number)``: saves the mask, and fills its gradient the same way."""
+    node = begin(_masked_back, tensor)
+    if node is not None:
+        node.save(mask)
+    return finish(node, like(tensor))
+
+
+def _masked_back(node: Node, gradient: Tensor) -> tuple[Tensor]:
+    mask = node.unpack()
+    result = like(gradient)
+    del mask
+    return (result,)
 
 
 def sum_over(tensor: Tensor, dim: int, *, keepdim: bool = False) -> Tensor:

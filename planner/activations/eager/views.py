@@ -4,10 +4,10 @@ from planner.activations.eager.autograd import Node, begin, finish
 from planner.activations.eager.tensor import (
     Shape,
     Tensor,
-    contiguous_strides,
     empty,
     is_contiguous,
     is_dense,
+    iterated_strides,
     viewed_strides,
 )
 
@@ -121,12 +121,15 @@ def _expand_back(node: Node, gradient: Tensor) -> tuple[Tensor]:
     return (gradient.again(),)
 
 
-def narrow(tensor: Tensor, dim: int, length: int) -> Tensor:
-    """A slice of ``length`` along ``dim``, as ``tensor[..., a:b]``."""
+def narrow(tensor: Tensor, dim: int, length: int, *, step: int = 1) -> Tensor:
+    """A slice of ``length`` along ``dim``, as ``tensor[..., a:b:step]``."""
     dim %= len(tensor.shape)
     node = begin(_narrow_back, tensor)
     shape = (*tensor.shape[:dim], length, *tensor.shape[dim + 1 :])
-    return finish(node, _look(tensor, shape, tensor.strides))
+    strides = tensor.strides
+    if step != 1:
+        strides = (*strides[:dim], strides[dim] * step, *strides[dim + 1 :])
+    return finish(node, _look(tensor, shape, strides))
 
 
 def _narrow_back(node: Node, gradient: Tensor) -> tuple[Tensor]:
@@ -206,10 +209,39 @@ def contiguous(tensor: Tensor) -> Tensor:
 
 
 def like(tensor: Tensor, dtype: str | None = None) -> Tensor:
-    """``torch.empty_like``: dense tensors keep the order of their dims."""
+    """``torch.empty_like``: dense, in the order of the tensor's dims."""
     strides = (
         tensor.strides
         if is_dense(tensor.shape, tensor.strides)
-        else contiguous_strides(tensor.shape)
+        else iterated_strides(tensor.shape, (tensor,))
     )
     return empty(tensor.machine, tensor.shape, dtype or tensor.dtype, strides)
+
+
+def assemble(shape: Shape, pieces: list[Tensor]) -> Tensor:
+    """``new_empty`` whose slices along the last dim are filled by ``copy_``.
+
+    Each copy is a CopySlices node over the one before: it copies the whole gradient, takes the
+    slice out of the copy, and writes zeros there if anything was written before.
+    """
+    first = pieces[0]
+    result = empty(first.machine, shape, first.dtype)
+    for piece in pieces:
+        node = begin(_copy_slices_back, result, piece)
+        if node is not None:
+            result.edge = (node, 0)
+            node.num_outputs = 1
+    return result
+
+
+def _copy_slices_back(node: Node, gradient: Tensor) -> tuple[Tensor | None, Tensor]:
+    expected = node.inputs[1]
+    assert expected is not None
+    whole: Tensor | None = empty(node.machine, gradient.shape, gradient.dtype)
+    piece = empty(node.machine, expected[0], gradient.dtype)
+    if node.needs(0):
+        zeros = like(piece)
+        del zeros
+    else:
+        whole = None
+    return whole, piece

@@ -6,6 +6,7 @@ Source: the DecoderLayer of each family's modeling file in transformers 5.23.
 from planner.activations.eager import Machine, Tensor, add, mul
 from planner.activations.programs.case import Case
 from planner.activations.programs.hf_attention import self_attention
+from planner.activations.programs.hf_latent import latent_attention
 from planner.activations.programs.hf_moe import mixture
 from planner.activations.programs.modules import activate, normalise, project
 from planner.activations.programs.shared import Shared
@@ -21,7 +22,8 @@ def pre_norm(m: Machine, case: Case, hidden: Tensor, shared: Shared) -> Tensor:
     """x + f(norm(x)), twice."""
     residual = hidden
     hidden = normalise(m, case.norm, hidden, "input_layernorm")
-    hidden, _ = self_attention(m, case, hidden, shared)
+    attend = self_attention if case.attention.latent is None else latent_attention
+    hidden, _ = attend(m, case, hidden, shared)
     hidden = add(residual, hidden)
     residual = hidden
     hidden = normalise(m, case.norm, hidden, "post_attention_layernorm")

@@ -16,6 +16,7 @@ from planner.activations.eager import (
     view,
 )
 from planner.activations.programs.case import Case
+from planner.activations.programs.losses import chunked_loss, fused_loss
 from planner.activations.programs.shared import Shared, make_shared
 from planner.memory.terms import Term
 
@@ -33,11 +34,18 @@ HEAD = "lm_head"
 """Name of the head's weight where the layer does not register it itself."""
 
 
-def head_and_loss(m: Machine, case: Case, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits and the loss of the next token; both are held by the model's output."""
+def head_and_loss(m: Machine, case: Case, hidden: Tensor) -> tuple[Tensor | None, Tensor]:
+    """Logits, if all are ever there, and the loss; both are held by the model's output."""
     own = [p.name for p in case.layer.parameters if p.component == "head"]
     name = own[0].rpartition(".")[0] if own else HEAD
     weight, bias = m.parameters[f"{name}.weight"], m.parameters.get(f"{name}.bias")
+    if case.training.loss == "fused":
+        with m.part("loss"):
+            return None, m.module(name, lambda x: fused_loss(m, x, weight), hidden)
+    if case.training.loss == "chunked":
+        with m.part("loss"):
+            loss = m.module(name, lambda x: chunked_loss(m, case, x, weight, bias), hidden)
+        return None, loss
     with m.part("head"):
         logits = m.module(name, lambda x: linear(x, weight, bias), hidden)
         m.book(logits, Term.LOGITS)

@@ -16,6 +16,7 @@ from planner.activations.eager import (
     grouped_mm,
     like,
     linear,
+    masked_fill,
     mul,
     reshape,
     rows,
@@ -136,15 +137,15 @@ def _route_grouped(
     scores = unary_of_result(logits)
     for_choice = shift(scores)
     tokens, groups = logits.shape[0], facts.num_groups
-    best, _ = topk(view(for_choice, -1, groups, facts.num_experts // groups), 2)
-    group_scores = sum_over(best, -1)
-    del best
-    _, group_places = topk(group_scores, facts.groups_per_token)
+    candidates = view(for_choice, -1, groups, facts.num_experts // groups)
+    group_scores = sum_over(topk(candidates, 2)[0], -1)
+    del candidates
+    group_places = topk(group_scores, facts.groups_per_token)[1]
     group_mask = like(group_scores)
     wide = expand(unsqueeze(group_mask, 2), tokens, groups, facts.num_experts // groups)
     score_mask = reshape(wide, -1, facts.num_experts)
     for_choice = _masked(for_choice, score_mask)
-    _, places = topk(for_choice, facts.experts_per_token)
+    places = topk(for_choice, facts.experts_per_token)[1]
     weights = gather(scores, places)
     if facts.normalize:
         denominator = shift(sum_over(weights, -1, keepdim=True))
@@ -155,13 +156,11 @@ def _route_grouped(
 
 
 def _masked(scores: Tensor, mask: Tensor) -> Tensor:
-    """``scores.masked_fill(~mask.bool(), -inf)``: nothing asks for this path's gradient."""
+    """``scores.masked_fill(~mask.bool(), -inf)``."""
     chosen = empty(mask.machine, mask.shape, "bool")
-    hidden = empty(mask.machine, mask.shape, "bool")
+    others = like(chosen)
     del chosen
-    result = like(scores)
-    del hidden
-    return result
+    return masked_fill(scores, others)
 
 
 def _experts(m: Machine, facts: Moe, hidden: Tensor, places: Tensor, weights: Tensor) -> Tensor:
