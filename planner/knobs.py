@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from planner.spec.deepspeed import OffloadOptimizer, OffloadParam, Zero
+from planner.spec.layout import ZeroStage
 from planner.spec.load import Spec
 
 Turn = Callable[[Spec], Spec | None]
@@ -46,7 +47,7 @@ def _zero(*stages: int, **changes: Any) -> Turn:
     return turn
 
 
-def _stage(zero_stage: int) -> Turn:
+def _stage(zero_stage: ZeroStage) -> Turn:
     def turn(spec: Spec) -> Spec | None:
         if spec.fixed_layout.zero_stage == zero_stage:
             return None

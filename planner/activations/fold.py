@@ -53,6 +53,27 @@ def fold(
     return tuple(segments)
 
 
+def handed_down(
+    forward: Sequence[Segment], backward: Sequence[Segment], *, held_bytes: int
+) -> tuple[Segment, ...]:
+    """The backward pass of a head, its input's gradient counted as the layer before expects it.
+
+    A loss that computes gradients in its forward pass saves what it hands down: until then it is
+    kept (`Term.ACTIVATIONS`), from then on it passes (`Term.TRANSIENT`). What the loop holds stays.
+    """
+    sums = [0] * NUM_TERMS
+    for segment in (*forward, *backward):
+        for term, size in segment.net:
+            sums[term] += size
+    sums[Term.LOGITS] -= held_bytes
+    *others, last = backward
+    net = [0] * NUM_TERMS
+    for term, size in last.net:
+        net[term] = size
+    changed = _changes([size - left for size, left in zip(net, sums, strict=True)])
+    return (*others, last._replace(net=changed))
+
+
 def _changes(column: list[int]) -> tuple[tuple[Term, int], ...]:
     """The terms that moved."""
     return tuple((term, size) for term, size in zip(Term, column, strict=True) if size)

@@ -3,7 +3,7 @@
 from functools import lru_cache
 
 from planner.activations.eager import Backend
-from planner.activations.fold import by_label, fold
+from planner.activations.fold import by_label, fold, handed_down
 from planner.activations.programs.case import Case
 from planner.activations.run import Pass, run_layer
 from planner.activations.tape import LayerTape
@@ -52,9 +52,13 @@ def layer_tape(
     )
     machine = run.machine
     saved_entry = machine.sizes[run.entry] if run.input_saved else 0
+    forward = fold(run.forward, machine.sizes, machine.terms, becomes_saved=saved_entry)
+    backward = fold(run.backward, machine.sizes, machine.terms)
+    if layer.kind == "head":
+        backward = handed_down(forward, backward, held_bytes=run.held_bytes)
     return LayerTape(
-        forward=fold(run.forward, machine.sizes, machine.terms, becomes_saved=saved_entry),
-        backward=fold(run.backward, machine.sizes, machine.terms),
+        forward=forward,
+        backward=backward,
         output_bytes=run.output_bytes,
         held_bytes=run.held_bytes,
         input_saved=run.input_saved,

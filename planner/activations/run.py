@@ -109,7 +109,7 @@ def _run_stem(machine: Machine, case: Case) -> Pass:
             machine.disown(tensor)
     if case.boundary:
         for tensor in shared.saved:
-            machine.disown(tensor)
+            machine.disown(machine.book(tensor, Term.ACTIVATIONS))
     handed = _hand_on(machine, output)
     del output
     # Without a boundary what the blocks share lives until the stem's backward pass begins.
@@ -205,11 +205,11 @@ def _tied_weight(machine: Machine, case: Case, shape: tuple[int, ...]) -> None:
     """The embedding's weight, used by a head that has none of its own.
 
     On the embedding's own rank the gradient waits in autograd's buffer; else the head holds a
-    copy, the first of its parameters.
+    copy, which counts after the head's own parameters.
     """
     name = f"{hf_ends.HEAD}.weight"
     if not case.tied_head:
-        machine.parameter(name, 0, shape, case.dtype)
+        machine.parameter(name, len(case.layer.parameters), shape, case.dtype)
         return
     waiting: list[Tensor] = []
 

@@ -137,7 +137,8 @@ def _own_peaks(indices: Ints, tops: Ints, sizes: Ints, owners: tuple[Ints, Ints,
     expert, low, high = owners
     own = np.where(expert == 1, indices[:, 1:], indices[:, :1])
     held = np.cumsum(np.where((own >= low) & (own < high), sizes, 0), axis=1)
-    return np.maximum(tops[0], (tops[1:] + held).max(axis=1))
+    peaks: Ints = np.maximum(tops[0], (tops[1:] + held).max(axis=1))
+    return peaks
 
 
 def _peak(

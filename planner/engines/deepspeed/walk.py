@@ -32,11 +32,15 @@ class Pass(NamedTuple):
     """For each parameter that the tape counts: which of the layer's local ones hold it."""
 
 
+_COPY = (0,)
+"""A tied head's copy of the embedding: the tape counts it last, the stage has it first."""
+
+
 def passes(stage: Stage, tapes: Sequence[LayerTape]) -> tuple[Pass, ...]:
     """The layers of a stage in forward order, each with its tape; equal tapes are compiled once."""
     compiled = {id(tape): (_moves(tape.forward), _moves(tape.backward)) for tape in tapes}
     return tuple(
-        Pass(tape, *compiled[id(tape)], offset, layer.places)
+        Pass(tape, *compiled[id(tape)], offset, (*layer.places, _COPY))
         for tape, offset, layer in zip(tapes, offsets(stage), stage.layers, strict=True)
     )
 
