@@ -165,3 +165,11 @@ def test_a_micro_batch_in_flight_costs_its_input_twice_and_its_output():
     assert steady.terms[Term.PIPELINE_BUFFERS] == BOUNDARY + 2 * BOUNDARY + BOUNDARY
     assert steady.terms[Term.TRANSIENT] == 2 * BOUNDARY
     assert told["send_activation 0"].peak_bytes - told["send_activation 0"].end_bytes == META_BYTES
+
+
+def test_the_workspaces_of_two_threads_come_with_the_first_products_and_stay():
+    walk = make_walk(1, 3, 6)
+    walk.workspace_bytes = 5
+    told = two_steps(walk)
+    assert told["first_forward"].end_terms[Term.WORKSPACES] == 10
+    assert told["step"].end_terms[Term.WORKSPACES] == 10

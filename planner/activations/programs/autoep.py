@@ -55,6 +55,7 @@ def mixture(
     x = reshape(hidden, -1, size)
     scores, chosen = _route(m, case, moe, x)
     with m.part("experts"):
+        counts_held = _counters(m, case, moe)
         order, sorted_scores, sorted_experts = _sort(m, scores, chosen)
         rows = kernels.take_rows(x, order)
         del x
@@ -67,7 +68,7 @@ def mixture(
         result = kernels.exchange(result, order.numel)
         output = kernels.combine(result, scores, order)
         # The caller's variables hold these until it returns.
-        del result, sorted_scores, sorted_experts, places
+        del result, sorted_scores, sorted_experts, places, counts_held
     return view(output, batch, length, size)
 
 
@@ -94,6 +95,12 @@ def _route(m: Machine, case: Case, moe: Moe, x: Tensor) -> tuple[Tensor, Tensor]
         top = scale(top)
         del best
     return top, chosen
+
+
+def _counters(m: Machine, case: Case, moe: Moe) -> list[Tensor]:
+    """Rows by expert: sent, received from each rank, and aligned, int32 (238-262, ep_count.py)."""
+    local = moe.num_experts // case.layout.ep
+    return [empty(m, (size,), "int32") for size in (moe.num_experts, moe.num_experts, local)]
 
 
 def _sort(m: Machine, scores: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:

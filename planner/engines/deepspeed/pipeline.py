@@ -72,6 +72,9 @@ class PipelineWalk:
     token_bytes: int
     """The token ids of a micro-batch, also its labels."""
     slots: list[Slot]
+    workspace_bytes: int = 0
+    """cuBLAS takes it at the first product of the forward and of the backward thread."""
+    _workspaces: int = 0
     _receive_buffer: int = 0
     """Shared by activations and gradients: one list of buffers serves both (1458-1468)."""
     _met: bool = False
@@ -167,6 +170,7 @@ class PipelineWalk:
     def _forward(self, timeline: Timeline, buffer: int, micro_batch: int) -> None:
         """A second copy of the input, the layers, and on the last stage the loss (722-815)."""
         slot, first = self.slots[buffer], self.layers[0].tape
+        self._start_thread(timeline, 1)
         self.strategy.begin_forward(timeline, micro_batch)
         copied = self.boundary_bytes if self.index else 0
         timeline.add(Term.TRANSIENT, copied)
@@ -187,6 +191,11 @@ class PipelineWalk:
             slot.output = last.output_bytes
             timeline.add(Term.TRANSIENT, -slot.output)
             timeline.add(Term.PIPELINE_BUFFERS, slot.output)
+
+    def _start_thread(self, timeline: Timeline, threads: int) -> None:
+        if self._workspaces < threads:
+            self._workspaces = threads
+            timeline.add(Term.WORKSPACES, self.workspace_bytes)
 
     def _drop_outputs(self, timeline: Timeline, buffer: int) -> None:
         """The slot's logits give way to new ones, and their graph if the loss has another (769).
@@ -212,6 +221,7 @@ class PipelineWalk:
 
     def _backward(self, timeline: Timeline, slot: Slot, micro_batch: int) -> None:
         """From the received gradient, or from the loss, to the input's gradient (818-896)."""
+        self._start_thread(timeline, 2)
         self.strategy.begin_backward(timeline, micro_batch)
         if not self._is_last:
             timeline.add(Term.TRANSIENT, self.boundary_bytes - _left_over(self.layers[-1].tape))
@@ -266,6 +276,7 @@ def pipeline_walk(
     setup: Setup,
     *,
     boundary_bytes: int,
+    workspace_bytes: int = 0,
 ) -> PipelineWalk:
     """A stage before its first step; ``strategy`` has been initialised.
 
@@ -275,6 +286,7 @@ def pipeline_walk(
         strategy: what DeepSpeed does to parameters and gradients.
         setup: the same that the strategy was built from.
         boundary_bytes: hidden states of a micro-batch, as one stage sends them to the next.
+        workspace_bytes: of cuBLAS, for each of two threads.
 
     """
     training = setup.training
@@ -291,4 +303,5 @@ def pipeline_walk(
         boundary_bytes=boundary_bytes,
         token_bytes=token_bytes,
         slots=[Slot() for _ in range(buffers)],
+        workspace_bytes=workspace_bytes,
     )
