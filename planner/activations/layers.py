@@ -188,7 +188,9 @@ def _local_shapes(layer: Layer, model: Model, layout: Layout, training: Training
     parameters = list(layer.parameters)
     if layer.kind == "head" and model.tied:
         parameters.append(_embedding(model))
-    return tuple(_local_shape(parameter, layer, cut, prefix) for parameter in parameters)
+    return tuple(
+        _local_shape(parameter, layer, cut, prefix, ep=layout.ep) for parameter in parameters
+    )
 
 
 def _embedding(model: Model) -> Parameter:
@@ -201,9 +203,14 @@ def _embedding(model: Model) -> Parameter:
 
 
 def _local_shape(
-    parameter: Parameter, layer: Layer, cut: TensorCut, prefix: str
+    parameter: Parameter, layer: Layer, cut: TensorCut, prefix: str, *, ep: int
 ) -> tuple[int, ...]:
-    if parameter.routed or parameter.tp_dim is None:
+    if parameter.routed:
+        shape = [parameter.shape[0] // ep, *parameter.shape[1:]]
+        if parameter.tp_dim is not None and cut.style == "megatron":
+            shape[parameter.tp_dim] //= cut.tp
+        return tuple(shape)
+    if parameter.tp_dim is None:
         return parameter.shape
     numel = local_numel(parameter, layer.attention, cut, prefix=prefix)
     whole = parameter.shape[parameter.tp_dim]

@@ -13,13 +13,14 @@ from planner.activations.eager import (
     run_backward,
 )
 from planner.activations.eager.autograd import PARAMETER_FIRST, Edge, Gradient, accumulate
-from planner.activations.programs import hf_blocks, hf_ends, megatron
+from planner.activations.programs import hf_blocks, hf_ends, hf_moe, megatron
 from planner.activations.programs.case import Case
 from planner.activations.programs.modules import normalise, turn
 from planner.activations.programs.reentrant import reentrant
 from planner.activations.programs.shared import Shared, find_shared, leave_blocks
 from planner.activations.tape import Mark
 from planner.memory.terms import Term
+from planner.model.description import Moe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,13 +92,20 @@ def _run_block(machine: Machine, case: Case, hidden: Tensor, shared: Shared) -> 
 
     def run(x: Tensor) -> Tensor:
         if case.training.implementation == "megatron":
-            return megatron.block(machine, case, x, sequence_parallel=False)
+            return megatron.block(machine, case, x, sequence_parallel=False, mixture=_mixture)
         return hf_blocks.block(machine, case, x, shared)
 
     if not case.recomputed:
         return run(hidden)
     by_function = case.layout.pp > 1 or case.training.implementation == "megatron"
     return reentrant(run, hidden) if by_function else checkpoint(run, hidden)
+
+
+def _mixture(m: Machine, case: Case, hidden: Tensor, sequence_parallel: bool) -> Tensor:  # noqa: FBT001 - megatron.Branch
+    """Experts as DeepSpeed or transformers run them: Megatron's own dispatcher is not described."""
+    del sequence_parallel
+    assert isinstance(case.mlp, Moe)
+    return hf_moe.mixture(m, case, case.mlp, hidden)
 
 
 def _run_stem(machine: Machine, case: Case) -> Pass:

@@ -32,8 +32,10 @@ from planner.activations.eager import (
     unsqueeze,
     view,
 )
+from planner.activations.programs import autoep
 from planner.activations.programs.case import Case
 from planner.activations.programs.modules import activate, project
+from planner.layout.experts import expert_holder
 from planner.model.description import Mlp, Moe
 
 Choice = tuple[Tensor, Tensor, Tensor]
@@ -41,7 +43,9 @@ Choice = tuple[Tensor, Tensor, Tensor]
 
 
 def mixture(m: Machine, case: Case, facts: Moe, hidden: Tensor) -> Tensor:
-    """The block's MLP part."""
+    """The block's MLP part; DeepSpeed's own layer takes the place of experts that are spread out."""
+    if expert_holder(case.layout, case.deepspeed) == "autoep":
+        return _spread_out(m, case, facts, hidden)
     if facts.shared_gate:
         return _with_gated_shared(m, case, facts, hidden)
     if facts.shared is not None:
@@ -51,6 +55,14 @@ def mixture(m: Machine, case: Case, facts: Moe, hidden: Tensor) -> Tensor:
     _, weights, places = _route(m, case, facts, hidden)
     hidden = _experts(m, facts, hidden, places, weights)
     return reshape(hidden, batch, length, size)
+
+
+def _spread_out(m: Machine, case: Case, facts: Moe, hidden: Tensor) -> Tensor:
+    """AutoEP's layer, with the model's shared experts added to it (auto_ep_layer.py:1040)."""
+    output = autoep.mixture(m, case, hidden)
+    if facts.shared is None:
+        return output
+    return add(output, _shared(m, case, facts.shared, hidden))
 
 
 def _with_shared(m: Machine, case: Case, facts: Moe, hidden: Tensor) -> Tensor:
