@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 from planner.engines.deepspeed.allreduce import Accumulated, accumulated, allreduce_bytes
 from planner.engines.deepspeed.dtypes import FP32_BYTES, sizes
+from planner.engines.deepspeed.notes import Note
 from planner.engines.deepspeed.optimizers import state_bytes, temporary_bytes
 from planner.engines.deepspeed.partition import Partition, partition
+from planner.engines.deepspeed.state_notes import bf16_notes
 from planner.engines.deepspeed.strategy import Setup
 from planner.memory.terms import Term
 from planner.memory.timeline import Timeline
@@ -27,7 +29,7 @@ class BF16Optimizer:
     _stepped: bool = False
 
     def initialise(self, timeline: Timeline) -> None:
-        """Flat weights, the master partition, and gradients of the whole group (157-233)."""
+        """Flat weights, the master partition, and gradients of the whole group (152-233)."""
         size = sizes(self.setup)
         whole = sum(group.numel for group in self.layout.groups) * size.model
         timeline.add(Term.WEIGHTS, whole)
@@ -53,7 +55,7 @@ class BF16Optimizer:
         """Parameters stay whole."""
 
     def begin_backward(self, timeline: Timeline, micro_step: int) -> None:
-        """Gradients of the micro-step before are zeroed in place (462-463)."""
+        """Gradients of the micro-step before are zeroed in place (500-501, 612-624)."""
         del timeline
         self.gradients.micro_step = micro_step
 
@@ -62,7 +64,7 @@ class BF16Optimizer:
         self.gradients.arrive(timeline, parameter)
 
     def end_backward(self, timeline: Timeline, micro_step: int) -> None:
-        """Each gradient's cast is added to the flat gradients (468-498), then they are reduced."""
+        """Each gradient's cast is added to the flat gradients (508-538), then they are reduced."""
         size = sizes(self.setup)
         if size.accumulation != size.model:
             largest = max(parameter.numel for parameter in self.setup.parameters)
@@ -76,7 +78,7 @@ class BF16Optimizer:
             timeline.spike(Term.REDUCE_COPIES, self.reduce_bytes)
 
     def step(self, timeline: Timeline) -> None:
-        """Norm, optimizer on views of the flat gradients (or their casts), zeroes (354-403)."""
+        """Norm, optimizer on views of the flat gradients (or their casts), zeroes (384-434)."""
         groups = self.layout.groups
         casts = 0
         if sizes(self.setup).accumulation != FP32_BYTES:
@@ -95,6 +97,15 @@ class BF16Optimizer:
         if casts:
             timeline.add(Term.STEP_COPIES, -casts)
         self.gradients.free(timeline)
+
+    def host_bytes(self, index: int) -> dict[str, int]:
+        """Nothing is kept on the host."""
+        del index
+        return {}
+
+    def notes(self) -> tuple[Note, ...]:
+        """Why each term is as large as it is."""
+        return bf16_notes(self.setup, self.layout, self.reduce_bytes)
 
 
 def uses_bf16_optimizer(setup: Setup) -> bool:

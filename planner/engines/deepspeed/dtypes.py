@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from planner.engines.deepspeed.releases import keeps_fp32_partition
 from planner.engines.deepspeed.strategy import Setup
 from planner.spec.deepspeed import DType
 
@@ -39,3 +40,16 @@ def sizes(setup: Setup) -> Sizes:
         communication=SIZES[communication],
         converts=communication != precision,
     )
+
+
+def accumulates_in_fp32(setup: Setup) -> bool:
+    """A 16-bit model whose gradients ZeRO-1 or ZeRO-2 keeps in fp32 (1259-1265)."""
+    size = sizes(setup)
+    if size.accumulation == size.model or size.accumulation != FP32_BYTES:
+        return False
+    return setup.layout.zero_stage == 1 or keeps_fp32_partition(setup.deepspeed.version)
+
+
+def kept_bytes(setup: Setup) -> int:
+    """Bytes per element in which ZeRO-1 and ZeRO-2 keep gradients until the step."""
+    return FP32_BYTES if accumulates_in_fp32(setup) else sizes(setup).model

@@ -53,7 +53,7 @@ class Together:
     """``grads_in_partition``: one buffer with every parameter that a rank touches, whole.
 
     The next micro-step fills a second one, which is added to the first. Source:
-    runtime/zero/stage_1_and_2.py:2187-2203 and 1037-1049 of DeepSpeed 0.19.8.
+    runtime/zero/stage_1_and_2.py:2185-2203 and 1038-1048 of DeepSpeed 0.19.8.
     """
 
     layout: Partition

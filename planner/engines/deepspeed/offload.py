@@ -7,7 +7,7 @@ in these stages (220-225).
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from planner.engines.deepspeed.dtypes import FP32_BYTES, NORM_BYTES, sizes
+from planner.engines.deepspeed.dtypes import FP32_BYTES, NORM_BYTES, accumulates_in_fp32, sizes
 from planner.engines.deepspeed.keepers import Compact, Keeper, When, expand
 from planner.engines.deepspeed.optimizers import state_bytes
 from planner.engines.deepspeed.partition import Partition, Run, slices
@@ -20,7 +20,7 @@ from planner.memory.timeline import Timeline
 
 @dataclass(slots=True, kw_only=True)
 class Offloaded:
-    """Owned gradients go to the host as soon as their bucket is reduced (2142-2186).
+    """Owned gradients go to the host as soon as their bucket is reduced (2142-2184).
 
     Before the boundary they are copied (through a buffer that is always there); at the boundary
     each owned slice is cast to fp64 for its norm, then to fp32 to be copied.
@@ -35,7 +35,7 @@ class Offloaded:
     _boundary: bool = False
 
     def begin(self, *, boundary: bool) -> None:
-        """Only the boundary's owners clear their gradients themselves (1942)."""
+        """Only the boundary's owners clear their gradients themselves (1912)."""
         self._boundary = boundary
         self.owner_frees = "now" if boundary else "end"
 
@@ -73,7 +73,7 @@ class Offloaded:
 
 @dataclass(slots=True, kw_only=True)
 class OffloadedStep:
-    """The host updates its partition; the device gets 16-bit weights back (3063-3082)."""
+    """The host updates its partition; the device gets 16-bit weights back (3076-3098)."""
 
     keeper: Offloaded
 
@@ -90,7 +90,7 @@ class OffloadedStep:
 
 
 def gradient_buffer_bytes(setup: Setup) -> int:
-    """``temp_grad_buffer_for_gpu_offload``: the largest parameter, on the device (655-657)."""
+    """``temp_grad_buffer_for_gpu_offload``: the largest parameter, on the device (659-661)."""
     largest = max(parameter.numel for parameter in setup.parameters)
     return largest * sizes(setup).model
 
@@ -98,8 +98,8 @@ def gradient_buffer_bytes(setup: Setup) -> int:
 def offload_host_bytes(setup: Setup, layout: Partition, index: int) -> dict[str, int]:
     """What the host keeps for the rank at one index of the ZeRO group, by name, in a steady step.
 
-    Source: 553-573 (master weights, 16-bit weights), 642-651 (gradient buffer), 934-940 (fp32
-    gradients), 1829-1836 (accumulated gradients: whole parameters; stage 2 with more than one
+    Source: 560-575 (master weights, 16-bit weights), 653-658 (gradient buffer), 937-941 (fp32
+    gradients), 1824-1853 (accumulated gradients: whole parameters; stage 2 with more than one
     micro-step).
     """
     size = sizes(setup)
@@ -118,12 +118,6 @@ def offload_host_bytes(setup: Setup, layout: Partition, index: int) -> dict[str,
         "gradient_buffer": gradient_buffer_bytes(setup),
         "accumulated_gradients": size.model * touched,
     }
-
-
-def accumulates_in_fp32(setup: Setup) -> bool:
-    """A 16-bit model whose gradients accumulate in fp32 (1259-1265)."""
-    size = sizes(setup)
-    return size.accumulation != size.model and size.accumulation == FP32_BYTES
 
 
 def offloads(setup: Setup) -> bool:

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 from planner.engines.deepspeed.allreduce import Accumulated, accumulated, allreduce_bytes
 from planner.engines.deepspeed.dtypes import FP32_BYTES, SIZES, sizes
+from planner.engines.deepspeed.notes import Note
 from planner.engines.deepspeed.optimizers import state_bytes, temporary_bytes
 from planner.engines.deepspeed.partition import parameter_groups
+from planner.engines.deepspeed.state_notes import whole_notes
 from planner.engines.deepspeed.strategy import Setup
 from planner.memory.terms import Term
 from planner.memory.timeline import Timeline
@@ -86,6 +88,20 @@ class Unpartitioned:
             self._update(timeline, Term.STEP_COPIES)
             self.gradients.free(timeline)
 
+    def host_bytes(self, index: int) -> dict[str, int]:
+        """Nothing is kept on the host."""
+        del index
+        return {}
+
+    def notes(self) -> tuple[Note, ...]:
+        """Why each term is as large as it is."""
+        return whole_notes(
+            self.setup,
+            flat=self.master == "flat",
+            master=self.master != "none",
+            reduce_bytes=self.reduce_bytes,
+        )
+
     def _numel(self) -> int:
         return sum(map(sum, self.groups))
 
@@ -93,7 +109,7 @@ class Unpartitioned:
         return SIZES[self.setup.training.precision]
 
     def _clone_flat(self, timeline: Timeline, group: Sequence[int]) -> None:
-        """Clone all parameters, flatten, clone that, cast (fp16/fused_optimizer.py:85-92)."""
+        """Clone all parameters, flatten, clone that, cast (fp16/fused_optimizer.py:94-100)."""
         size = sum(group) * self._element_bytes()
         timeline.add(Term.INIT_COPIES, size)
         if len(group) > 1:
@@ -106,7 +122,7 @@ class Unpartitioned:
         timeline.add(Term.INIT_COPIES, -size)
 
     def _clone_apart(self, timeline: Timeline, group: Sequence[int]) -> None:
-        """Each parameter's clone and its cast (unfused_optimizer.py:76)."""
+        """Each parameter's clone and its cast (fp16/unfused_optimizer.py:78)."""
         for numel in group:
             timeline.add(Term.INIT_COPIES, numel * self._element_bytes())
             timeline.add(Term.MASTER_WEIGHTS, numel * FP32_BYTES)
@@ -127,7 +143,7 @@ class Unpartitioned:
     def _step_flat(self, timeline: Timeline) -> None:
         """Casts of all gradients, then their flat copy; then the casts and the gradients go.
 
-        Source: runtime/fp16/fused_optimizer.py:287-318 of DeepSpeed 0.19.8.
+        Source: runtime/fp16/fused_optimizer.py:284-323 of DeepSpeed 0.19.8.
         """
         for group in self.groups:
             cast = sum(group) * FP32_BYTES
@@ -141,7 +157,7 @@ class Unpartitioned:
     def _step_apart(self, timeline: Timeline) -> None:
         """An fp32 copy for the norm of each gradient, then a cast of each; they go at the end.
 
-        Source: runtime/fp16/unfused_optimizer.py:228-262 of DeepSpeed 0.19.8.
+        Source: runtime/fp16/unfused_optimizer.py:207-245 of DeepSpeed 0.19.8.
         """
         for group in self.groups:
             timeline.spike(Term.STEP_COPIES, max(group) * FP32_BYTES)

@@ -3,11 +3,10 @@
 Line numbers are of runtime/zero/stage_1_and_2.py of DeepSpeed 0.19.8.
 """
 
-from planner.engines.deepspeed.dtypes import Sizes, sizes
+from planner.engines.deepspeed.dtypes import Sizes, accumulates_in_fp32, sizes
 from planner.engines.deepspeed.keepers import Compact, InPlace, Keeper, Together, When
 from planner.engines.deepspeed.offload import (
     OffloadedStep,
-    accumulates_in_fp32,
     offloaded,
     offloads,
 )
@@ -61,7 +60,7 @@ def _keeper(setup: Setup, layout: Partition, *, accumulates: bool, contiguous: b
 
 
 def _rules(setup: Setup, size: Sizes, *, accumulates: bool, contiguous: bool) -> Rules:
-    """Stage 1 puts ``grad_accum`` into its bucket, all others the gradient (1248-1249)."""
+    """Stage 1 puts ``grad_accum`` into its bucket, all others the gradient (1253-1254)."""
     zero = setup.deepspeed.zero_optimization
     return Rules(
         bucket_numel=zero.reduce_bucket_size,
@@ -80,7 +79,7 @@ def _way(zero: Zero, *, contiguous: bool) -> Way:
 
 
 def _owner_frees(*, accumulates: bool, contiguous: bool) -> When:
-    """Only a contiguous bucket's owners clear ``grad_accum`` at once (2181-2184)."""
+    """Only a contiguous bucket's owners clear ``grad_accum`` at once (2179-2182)."""
     if not accumulates:
         return "end"
     return "now" if contiguous else "step"

@@ -6,6 +6,7 @@ Line numbers are of runtime/zero/stage_1_and_2.py of DeepSpeed 0.19.8.
 from planner.engines.deepspeed.dtypes import FP32_BYTES, sizes
 from planner.engines.deepspeed.offload import gradient_buffer_bytes
 from planner.engines.deepspeed.partition import Group, Partition
+from planner.engines.deepspeed.releases import flattens_on_device
 from planner.engines.deepspeed.strategy import Setup
 from planner.memory.terms import Term
 from planner.memory.timeline import Timeline
@@ -15,14 +16,15 @@ def initialise(timeline: Timeline, setup: Setup, layout: Partition, *, offload: 
     """From the model's own tensors to flat groups and fp32 master partitions (400-595, 934-953).
 
     With offload the clone of the partition is cast on the host, and a buffer for one gradient
-    stays on the device (655-657).
+    stays on the device (659-661).
     """
     size = sizes(setup).model
     used = sum(place.numel for place in layout.places) * size
     timeline.add(Term.WEIGHTS, used)
+    on_device = flattens_on_device(setup.deepspeed.version)
     for group in layout.groups:
         flat = group.padded_numel * size
-        _flatten(timeline, group, size, on_device=setup.capacity_bytes - used >= flat)
+        _flatten(timeline, group, size, on_device=on_device and setup.capacity_bytes - used >= flat)
         used += flat - group.numel * size
         if offload:
             timeline.spike(Term.INIT_COPIES, group.partition_numel * size)
@@ -37,7 +39,7 @@ def initialise(timeline: Timeline, setup: Setup, layout: Partition, *, offload: 
 
 
 def _flatten(timeline: Timeline, group: Group, size: int, *, on_device: bool) -> None:
-    """Flatten on the device if the copy fits there, else by way of the host (436-520)."""
+    """Flatten on the device if the copy fits there, else by way of the host (440-510)."""
     whole, flat = group.numel * size, group.padded_numel * size
     padding = flat - whole
     if not on_device:
@@ -55,7 +57,7 @@ def _flatten(timeline: Timeline, group: Group, size: int, *, on_device: bool) ->
 
 
 def _clone_master(timeline: Timeline, group: Group, size: int) -> None:
-    """Clone the partition, then cast it to fp32 (553-554)."""
+    """Clone the partition, then cast it to fp32 (560-561)."""
     if size == FP32_BYTES:
         timeline.add(Term.MASTER_WEIGHTS, group.partition_numel * FP32_BYTES)
         return

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from planner.engines.deepspeed.dtypes import SIZES, sizes
 from planner.engines.deepspeed.keepers import Keeper, When
+from planner.engines.deepspeed.notes import Note
 from planner.engines.deepspeed.offload import (
     Offloaded,
     OffloadedStep,
@@ -16,6 +17,8 @@ from planner.engines.deepspeed.offload import (
 )
 from planner.engines.deepspeed.partition import EVERYTHING_OWNED, Owners, Partition, not_owned
 from planner.engines.deepspeed.reduction import Copies, Rules, copies
+from planner.engines.deepspeed.releases import clones_oversized_gradients
+from planner.engines.deepspeed.state_notes import partitioned_notes
 from planner.engines.deepspeed.strategy import Setup
 from planner.engines.deepspeed.zero12_init import initialise
 from planner.engines.deepspeed.zero12_step import Stale, Step
@@ -111,7 +114,7 @@ class ZeroOneTwo:
             timeline.add(Term.BUCKETS, -size)
 
     def step(self, timeline: Timeline) -> None:
-        """Overflow check, norm, and group by group the optimizer (3013-3152)."""
+        """Overflow check, norm, and group by group the optimizer (3013-3163)."""
         self.last_step.take(timeline, self._stale)
         self._stale = []
         self.keeper.restart()
@@ -119,6 +122,13 @@ class ZeroOneTwo:
     def host_bytes(self, index: int) -> dict[str, int]:
         """What the host keeps for the rank at an index of the ZeRO group, by name."""
         return offload_host_bytes(self.setup, self.layout, index) if self._offloads() else {}
+
+    def notes(self) -> tuple[Note, ...]:
+        """Why each term is as large as it is."""
+        return partitioned_notes(self.setup, self.layout, self.rules, self.num_buffers)
+
+    def _clones(self) -> bool:
+        return self._offloads() and clones_oversized_gradients(self.setup.deepspeed.version)
 
     def _offloads(self) -> bool:
         return isinstance(self.keeper, Offloaded)
@@ -133,7 +143,7 @@ class ZeroOneTwo:
             timeline.add(Term.BUCKETS, self.rules.bucket_numel * self.rules.element_bytes)
 
     def _accumulate(self, timeline: Timeline, parameter: int, size: int) -> None:
-        """``grad_accum`` takes a cast of the gradient, or has one added (1234-1240)."""
+        """``grad_accum`` takes a cast of the gradient, or has one added (1234-1241)."""
         cast = self.layout.places[parameter].numel * self.rules.element_bytes
         timeline.add(Term.GRADIENTS, cast)
         if self._micro_step:
@@ -148,8 +158,8 @@ class ZeroOneTwo:
         if self._elements + numel > self.rules.bucket_numel:
             self._flush(timeline)
             self._filling = self.num_buffers - 1 - self._filling
-        if self._offloads() and numel > self.rules.bucket_numel:
-            timeline.spike(Term.GRADIENTS, numel * self.rules.element_bytes)  # cloned (1449-1451)
+        if self._clones() and numel > self.rules.bucket_numel:
+            timeline.spike(Term.GRADIENTS, numel * self.rules.element_bytes)  # cloned (1446)
         elif self.contiguous and numel <= self.rules.bucket_numel:
             timeline.add(Term.GRADIENTS, -numel * self.rules.element_bytes)
             self._filled[self._filling].append(parameter)

@@ -6,7 +6,7 @@ Line numbers are of runtime/zero/stage_1_and_2.py of DeepSpeed 0.19.8.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from planner.engines.deepspeed.dtypes import FP32_BYTES, NORM_BYTES, sizes
+from planner.engines.deepspeed.dtypes import FP32_BYTES, NORM_BYTES, kept_bytes
 from planner.engines.deepspeed.keepers import Compact, Keeper, expand
 from planner.engines.deepspeed.optimizers import state_bytes, temporary_bytes
 from planner.engines.deepspeed.partition import Group, Owners, Partition, Run, runs
@@ -45,12 +45,12 @@ class Step:
     _first: bool = True
 
     def pad(self, timeline: Timeline) -> None:
-        """Allocate the flat gradient's last piece (2901-2902)."""
+        """Allocate the flat gradient's last piece (2890-2891)."""
         for size, owners in self.padding:
             timeline.add(Term.OWNED_GRADIENTS, size, owners)
 
     def take(self, timeline: Timeline, stale: Sequence[Stale]) -> None:
-        """Norm, then group by group: flatten, cast, update (3013-3152)."""
+        """Norm, then group by group: flatten, cast, update (3013-3163)."""
         for size, owners in self.checks:
             timeline.spike(Term.STEP_COPIES, size, owners)
         for index, group in enumerate(self.groups):
@@ -73,7 +73,7 @@ def _play(timeline: Timeline, changes: Sequence[Change]) -> None:
 
 def make_step(setup: Setup, layout: Partition, keeper: Keeper) -> Step:
     """Everything of a step that can be computed beforehand."""
-    accumulation = sizes(setup).accumulation
+    accumulation = kept_bytes(setup)
     compact = isinstance(keeper, Compact)
     return Step(
         checks=tuple(_checks(setup, layout)),
@@ -85,7 +85,7 @@ def make_step(setup: Setup, layout: Partition, keeper: Keeper) -> Step:
 
 
 def _checks(setup: Setup, layout: Partition) -> Iterator[Run]:
-    """Copies of each group's largest slice, by the norm (2648-2702) and the overflow check."""
+    """Copies of each group's largest slice, by the norm (2683-2685) and the overflow check."""
     per_element = max(NORM_BYTES, overflow_check_bytes(setup))
     for group in layout.groups:
         for numel, owners in group.largest:
@@ -108,7 +108,7 @@ def _group_step(setup: Setup, layout: Partition, keeper: Keeper, index: int) -> 
         before: tuple[Change, ...] = ()
         after = tuple((Term.OWNED_GRADIENTS, -own, owners) for own, owners in keeper.storage(index))
     else:
-        before, after = _flatten(group, keeper.storage(index), sizes(setup).accumulation)
+        before, after = _flatten(group, keeper.storage(index), kept_bytes(setup))
     return GroupStep(
         before=before,
         after=after,
@@ -120,7 +120,7 @@ def _group_step(setup: Setup, layout: Partition, keeper: Keeper, index: int) -> 
 def _flatten(
     group: Group, storage: Sequence[Run], accumulation: int
 ) -> tuple[tuple[Change, ...], tuple[Change, ...]]:
-    """Flat gradient, its fp32 cast, and when the kept gradients go (3084-3128).
+    """Flat gradient, its fp32 cast, and when the kept gradients go (3104-3133).
 
     One piece alone is not copied but viewed; if it needs no cast either, the optimizer reads the
     kept gradient itself, which then lives until the optimizer is done.

@@ -1,0 +1,41 @@
+"""Optimizer state and temporaries, counted by hand."""
+
+import pytest
+
+from planner.engines.deepspeed.optimizers import state_bytes, temporary_bytes
+from planner.spec.training import Training
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "numel", "expected"),
+    [
+        pytest.param("adamw", 1000, 8000, id="two-moments"),
+        pytest.param("sgd", 1000, 4000, id="momentum"),
+        pytest.param("lion", 1000, 4000, id="one-moment"),
+        pytest.param("adamw_8bit", 4095, 8 * 4095, id="8bit-small-tensors-stay-fp32"),
+        pytest.param("adamw_8bit", 4096, 2 * (4096 + 4 * 16), id="8bit-16-blocks"),
+        pytest.param("adamw_8bit", 4097, 2 * (4097 + 4 * 17), id="8bit-a-block-begun"),
+    ],
+)
+def test_state(optimizer, numel, expected):
+    assert state_bytes(Training(sequence_length=1, optimizer=optimizer), numel) == expected
+
+
+def test_sgd_without_momentum_keeps_nothing():
+    training = Training(sequence_length=1, optimizer="sgd", momentum=0.0)
+    assert state_bytes(training, 1000) == 0
+
+
+@pytest.mark.parametrize(
+    ("kernel", "numels", "expected"),
+    [
+        pytest.param("fused", [100, 50], 0, id="fused"),
+        pytest.param("foreach", [100, 50], 600, id="foreach-all-roots"),
+        pytest.param("loop", [100], 800, id="loop-root-and-quotient"),
+        pytest.param("loop", [100, 50], 800, id="loop-smaller-after"),
+        pytest.param("loop", [50, 100], 4 * 50 + 8 * 100, id="loop-previous-quotient-is-alive"),
+    ],
+)
+def test_temporaries(kernel, numels, expected):
+    training = Training(sequence_length=1, optimizer_kernel=kernel)
+    assert temporary_bytes(training, numels) == expected
