@@ -6,7 +6,7 @@ from planner.engines.deepspeed.notes import Note
 from planner.errors import PlannerError
 from planner.knobs import KNOBS, Knob
 from planner.memory.terms import Term
-from planner.plan import Plan, RankPlan, make_plan
+from planner.plan import Plan, RankPlan, make_plan, notes_of_passes
 from planner.spec.load import Spec
 
 
@@ -30,6 +30,16 @@ class Turned:
     refusal: str
     """Why it cannot be turned; empty if it can."""
 
+    @property
+    def matters(self) -> bool:
+        """Something changes, or it is good to know why nothing can."""
+        changes = (
+            self.allocated_change_bytes,
+            self.device_change_bytes,
+            self.host_change_bytes,
+        )
+        return any(changes) or bool(self.refusal)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
@@ -47,8 +57,9 @@ def make_explanation(spec: Spec) -> Explanation:
     """Take the worst rank's peak apart and turn every knob once."""
     plan = make_plan(spec)
     terms = plan.worst.peak.terms
+    notes = (*plan.worst.notes, *notes_of_passes(spec, plan.worst.rank, plan.model))
     alive = (
-        Alive(term=term, size_bytes=size, notes=tuple(n for n in plan.notes if n.term == term))
+        Alive(term=term, size_bytes=size, notes=tuple(n for n in notes if n.term == term))
         for term, size in sorted(terms.items(), key=lambda item: -item[1])
     )
     turned = (_turned(plan, knob) for knob in KNOBS)
@@ -58,7 +69,7 @@ def make_explanation(spec: Spec) -> Explanation:
         alive=tuple(alive),
         knobs=tuple(
             sorted(
-                (result for result in turned if result is not None),
+                (result for result in turned if result is not None and result.matters),
                 key=lambda result: (bool(result.refusal), result.device_change_bytes),
             )
         ),
@@ -74,7 +85,7 @@ def _turned(plan: Plan, knob: Knob) -> Turned | None:
     try:
         after = make_plan(spec, model=plan.model).worst
     except PlannerError as error:
-        return _change(knob, before, before, refusal=str(error))
+        return _change(knob, before, before, refusal=str(error).replace(f"{spec.path}: ", ""))
     return _change(knob, before, after, refusal="")
 
 

@@ -8,15 +8,18 @@ from typing import Literal, NamedTuple
 
 from planner.engines.deepspeed.assumptions import layout_assumptions
 from planner.engines.deepspeed.communicators import num_all_to_all_peers, num_communicators
+from planner.engines.deepspeed.limits import limits
 from planner.engines.deepspeed.notes import Note
+from planner.engines.deepspeed.pass_notes import pass_notes
+from planner.engines.deepspeed.refusal import Case
 from planner.engines.deepspeed.refusals import refusals
-from planner.engines.deepspeed.stage import Run, stage_timeline
+from planner.engines.deepspeed.stage import Run, StageRun, run_stage
 from planner.errors import LayoutError, RefusedError
 from planner.layout.cut import expert_grouping, stages
 from planner.layout.ranks import PartitionIndex, coordinates, partition_index
 from planner.layout.stage import Stage
 from planner.memory.beyond import Beyond, beyond
-from planner.memory.timeline import PhasePeak, Timeline
+from planner.memory.timeline import PhasePeak
 from planner.model.description import Model
 from planner.model.load import load_model
 from planner.spec.load import Spec
@@ -39,7 +42,15 @@ class RankPlan:
     phases: tuple[PhasePeak, ...]
     beyond: Beyond
     """Reserved and device memory at the peak, with their bands."""
-    host_bytes: int
+    host: dict[str, int]
+    """Bytes that the host keeps for the rank, by name."""
+    notes: tuple[Note, ...]
+    """Why the terms are as large as they are, and who allocates them."""
+
+    @property
+    def host_bytes(self) -> int:
+        """All that the host keeps for the rank."""
+        return sum(self.host.values())
 
     @property
     def peak(self) -> PhasePeak:
@@ -55,8 +66,6 @@ class Plan:
     model: Model
     ranks: tuple[RankPlan, ...]
     """By stage, then by rank."""
-    notes: tuple[Note, ...]
-    """Who allocates what, for the stage of the worst rank."""
     assumptions: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -100,7 +109,7 @@ def make_plan(spec: Spec, *, every_rank: bool = False, model: Model | None = Non
     ``model``: what the file names, if it has been loaded before.
 
     Raises:
-        RefusedError: DeepSpeed does not run this; the message holds all reasons.
+        RefusedError: DeepSpeed does not run this, or the planner cannot count it; all reasons.
 
     """
     run = _run(spec, model)
@@ -124,8 +133,16 @@ def plan_rank(spec: Spec, rank: int) -> Plan:
     place = coordinates(rank, layout)
     stage = stages(run.model, layout, run.training, run.deepspeed, place.tp)[place.pp]
     index = partition_index(rank, layout, expert_grouping(layout, run.training))
-    own = _rank_plan(run, stage, stage_timeline(run, stage), _Class(rank, 1, index))
+    own = _rank_plan(run, stage, run_stage(run, stage), _Class(rank, 1, index))
     return _plan(spec, run, [own])
+
+
+def notes_of_passes(spec: Spec, rank: int, model: Model) -> tuple[Note, ...]:
+    """Why a rank's activations are as large as they are; not part of a plan, as it takes longer."""
+    run = _run(spec, model)
+    place = coordinates(rank, run.layout)
+    stage = stages(model, run.layout, run.training, run.deepspeed, place.tp)[place.pp]
+    return tuple(pass_notes(run, stage))
 
 
 def _run(spec: Spec, model: Model | None) -> Run:
@@ -139,13 +156,8 @@ def _run(spec: Spec, model: Model | None) -> Run:
         devices_per_node=spec.cluster.devices_per_node,
         micro_steps=spec.micro_steps,
     )
-    refused = refusals(
-        model=model,
-        cluster=spec.cluster,
-        training=run.training,
-        layout=run.layout,
-        deepspeed=run.deepspeed,
-    )
+    case = Case(model, spec.cluster, run.training, run.layout, run.deepspeed)
+    refused = (*refusals(**case._asdict()), *limits(case))
     if refused:
         raise RefusedError("\n".join(f"{spec.path}: {refusal}" for refusal in refused))
     return run
@@ -184,16 +196,16 @@ def _by_cut(run: Run) -> Iterator[tuple[list[int], tuple[Stage, ...]]]:
 def _stage_ranks(
     run: Run, stage: Stage, tp_ranks: Sequence[int], *, every_rank: bool
 ) -> list[RankPlan]:
-    timeline = stage_timeline(run, stage)
+    done = run_stage(run, stage)
     classes = _classes(run, stage.index, tp_ranks)
     if not every_rank:
-        peaks = timeline.peaks([each.place for each in classes])
+        peaks = done.timeline.peaks([each.place for each in classes])
         classes = [classes[int(peaks.argmax())]]
-    return [_rank_plan(run, stage, timeline, each) for each in classes]
+    return [_rank_plan(run, stage, done, each) for each in classes]
 
 
-def _rank_plan(run: Run, stage: Stage, timeline: Timeline, own: _Class) -> RankPlan:
-    phases = timeline.fold(own.place)
+def _rank_plan(run: Run, stage: Stage, done: StageRun, own: _Class) -> RankPlan:
+    phases = done.timeline.fold(own.place)
     layout = run.layout
     return RankPlan(
         rank=own.rank,
@@ -209,7 +221,8 @@ def _rank_plan(run: Run, stage: Stage, timeline: Timeline, own: _Class) -> RankP
             num_groups=num_communicators(layout),
             all_to_all_peers=num_all_to_all_peers(layout, run.devices_per_node),
         ),
-        host_bytes=0,
+        host=done.strategy.host_bytes(own.place.dense),
+        notes=done.strategy.notes(),
     )
 
 
@@ -229,7 +242,6 @@ def _plan(spec: Spec, run: Run, ranks: Sequence[RankPlan]) -> Plan:
         spec=spec,
         model=run.model,
         ranks=ordered,
-        notes=(),
         assumptions=(
             *layout_assumptions(run.model, run.training, run.layout, run.deepspeed),
             *ordered[0].beyond.assumptions,

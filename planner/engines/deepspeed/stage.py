@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from planner.activations.eager import Backend
 from planner.activations.layers import stage_tapes
@@ -49,7 +50,14 @@ class Run:
         return "cpu" if self.device.architecture == "cpu" else "cuda"
 
 
-def stage_timeline(run: Run, stage: Stage) -> Timeline:
+class StageRun(NamedTuple):
+    """What a stage's ranks did, and the strategy that knows why."""
+
+    timeline: Timeline
+    strategy: Strategy
+
+
+def run_stage(run: Run, stage: Stage) -> StageRun:
     """Initialise, take the first step, then one as all later ones: ``init``, ``first_*``, rest."""
     setup = _setup(run, stage)
     strategy = _strategy(setup, run)
@@ -68,7 +76,7 @@ def stage_timeline(run: Run, stage: Stage) -> Timeline:
     walk = _walk(run, stage, tapes, strategy, setup)
     walk.walk(timeline, "first_")
     walk.walk(timeline)
-    return timeline
+    return StageRun(timeline, strategy)
 
 
 def _setup(run: Run, stage: Stage) -> Setup:

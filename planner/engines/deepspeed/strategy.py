@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+from planner.engines.deepspeed.notes import Note
 from planner.layout.stage import LocalParameter
 from planner.memory.timeline import Timeline
 from planner.spec.deepspeed import DeepSpeed
@@ -63,3 +64,9 @@ class Strategy(Protocol):
 
     def step(self, timeline: Timeline) -> None:
         """The optimizer step; the first one creates what the optimizer creates lazily."""
+
+    def host_bytes(self, index: int) -> dict[str, int]:
+        """What the host keeps for the rank at an index of the dense ZeRO group, by name."""
+
+    def notes(self) -> tuple[Note, ...]:
+        """Why each term is as large as it is, and who allocates it."""

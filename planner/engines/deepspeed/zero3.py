@@ -12,6 +12,7 @@ a saved tensor, and break off with the last module that saves one.
 from dataclasses import dataclass, field
 
 from planner.engines.deepspeed.dtypes import Sizes, sizes
+from planner.engines.deepspeed.notes import Note
 from planner.engines.deepspeed.strategy import Setup
 from planner.engines.deepspeed.zero3_coordinator import Coordinator
 from planner.engines.deepspeed.zero3_gather import Gathers
@@ -22,6 +23,7 @@ from planner.engines.deepspeed.zero3_init import (
     partition_model,
     register_hooks,
 )
+from planner.engines.deepspeed.zero3_notes import zero3_notes
 from planner.engines.deepspeed.zero3_partition import Partitions, partitions
 from planner.engines.deepspeed.zero3_step import Step
 from planner.memory.terms import Term
@@ -104,6 +106,15 @@ class ZeroThree:
         self.optimizer.run(timeline)
         for p in self.layout.persistent:
             self.coordinator.gathers.hold(timeline, p)
+
+    def host_bytes(self, index: int) -> dict[str, int]:
+        """Nothing is kept on the host: `limits` keeps offload away."""
+        del index
+        return {}
+
+    def notes(self) -> tuple[Note, ...]:
+        """Why each term is as large as it is."""
+        return tuple(zero3_notes(self.setup, self.layout, self.sizes))
 
     def _reduce_leaf(self, timeline: Timeline, module: range) -> None:
         """The module's backward pass is over: its gradients join the bucket in order."""

@@ -1,0 +1,68 @@
+"""Why what a forward and backward pass allocates is as large as it is."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from planner.activations.layers import saved_by_component
+from planner.engines.deepspeed.dtypes import SIZES
+from planner.engines.deepspeed.notes import Note
+from planner.engines.deepspeed.stage import Run
+from planner.layout.stage import Stage
+from planner.layout.tensor import padded_vocabulary
+from planner.memory.terms import Term
+from planner.spec.devices import workspace_bytes
+from planner.units import MIB
+
+MODELING = "the family's modeling file in transformers 5.23, run by torch's autograd rules"
+
+
+def pass_notes(run: Run, stage: Stage) -> Iterator[Note]:
+    """One note for each term of a stage's passes."""
+    training = run.training
+    tokens = training.micro_batch_size * training.sequence_length // run.layout.sp
+    size = SIZES[training.precision]
+    yield from _saved(run, stage)
+    rows = padded_vocabulary(run.model.vocab_size, run.layout.tp)
+    yield Note(
+        Term.LOGITS,
+        f"{tokens:,} tokens * {rows:,} of the vocabulary: {size} B each as the head makes them and "
+        "as the loop may still hold the ones before, 4 B each for the fp32 copy, the log-softmax "
+        "and its gradient",
+        "transformers 5.23, loss/loss_utils.py, ForCausalLMLoss",
+    )
+    yield Note(
+        Term.TRANSIENT,
+        "results and gradients of single operations inside one layer, at their highest",
+        MODELING,
+    )
+    yield Note(
+        Term.PIPELINE_BUFFERS,
+        f"{tokens:,} tokens * {run.model.hidden_size:,} * {size} B, twice for each micro-batch in "
+        "flight, and once to receive",
+        "deepspeed/runtime/pipe/engine.py:722-728, 1150-1171, 1299-1317",
+    )
+    yield Note(
+        Term.WORKSPACES,
+        f"{workspace_bytes(run.device) / MIB:.1f} MiB for the forward and for the backward thread",
+        "torch, aten/src/ATen/cuda/CublasHandlePool.cpp",
+    )
+
+
+def _saved(run: Run, stage: Stage) -> Iterator[Note]:
+    """What blocks keep, by part; with recomputation that is mostly the block's input."""
+    counts = Counter(id(layer.placed.layer) for layer in stage.layers)
+    seen = {id(layer.placed.layer): layer.placed.layer for layer in stage.layers}
+    for key, layer in seen.items():
+        if layer.kind != "block":
+            continue
+        parts = saved_by_component(
+            layer,
+            model=run.model,
+            training=run.training,
+            layout=run.layout,
+            deepspeed=run.deepspeed,
+            backend=run.backend,
+        )
+        shown = sorted(parts.items(), key=lambda part: -part[1])
+        told = ", ".join(f"{part or 'input'} {kept:,} B" for part, kept in shown if kept)
+        yield Note(Term.ACTIVATIONS, f"{counts[key]} blocks, of each kept: {told}", MODELING)
