@@ -8,8 +8,10 @@ import pytest
 
 pytest.importorskip("deepspeed")
 
+from planner.engines.deepspeed.bf16_optimizer import bf16_optimizer, uses_bf16_optimizer
 from planner.engines.deepspeed.pipeline import pipeline_walk
 from planner.engines.deepspeed.strategy import Setup
+from planner.engines.deepspeed.unpartitioned import unpartitioned
 from planner.engines.deepspeed.zero12 import zero12
 from planner.layout.partition import partition_uniform
 from planner.layout.schedule import instructions
@@ -88,6 +90,12 @@ def make_stage(case: dict[str, Any], index: int) -> tuple[Stage, list[Any]]:
     return stage, tapes
 
 
+def make_strategy(setup: Setup) -> Any:
+    if uses_bf16_optimizer(setup):
+        return bf16_optimizer(setup)
+    return zero12(setup) if setup.layout.zero_stage else unpartitioned(setup)
+
+
 def predict(case: dict[str, Any], index: int) -> Timeline:
     stage, tapes = make_stage(case, index)
     setup = Setup(
@@ -104,7 +112,7 @@ def predict(case: dict[str, Any], index: int) -> Timeline:
         capacity_bytes=2**40,
     )
     timeline = Timeline()
-    strategy = zero12(setup)
+    strategy = make_strategy(setup)
     timeline.phase("init")
     strategy.initialise(timeline)
     size = BATCH * LENGTH * HIDDEN * (4 if case["precision"] == "fp32" else 2)
@@ -139,6 +147,8 @@ CASES = [
     pytest.param(make_case(pp=4, micro_steps=5), id="four stages"),
     pytest.param(make_case(micro_steps=1, precision="fp32"), id="one micro-batch, fp32"),
     pytest.param(make_case(checkpoint_interval=1), id="layers recomputed"),
+    pytest.param(make_case(stage=0), id="bf16 without ZeRO"),
+    pytest.param(make_case(stage=0, precision="fp32", dp=2), id="fp32 without ZeRO"),
 ]
 
 

@@ -200,9 +200,10 @@ class PipelineWalk:
     def _drop_outputs(self, timeline: Timeline, buffer: int) -> None:
         """The slot's logits give way to new ones, and their graph if the loss has another (769).
 
-        They go when the new logits are there, before the loss is computed; booked just before the
-        head, since the loss needs more than both.
+        They go when the new logits are there, before the loss is computed. The head's tape does
+        both at once, so the moment with old and new ones is booked here.
         """
+        timeline.spike(Term.LOGITS, self.layers[-1].tape.held_bytes)
         slot = self.slots[buffer]
         timeline.add(Term.LOGITS, -slot.output)
         slot.output = 0
