@@ -162,6 +162,7 @@ def run_once(
         vocab_size=model.vocab_size,
         num_layers=model.num_layers,
         block=model.blocks[0].layer if model.blocks else layer,
+        stem=model.stem.layer,
         training=training,
         layout=layout,
         deepspeed=deepspeed,

@@ -6,7 +6,7 @@ from functools import cached_property
 from planner.model.description import Attention, Layer, Mlp, Moe, Norm
 from planner.spec.deepspeed import DeepSpeed
 from planner.spec.layout import Layout
-from planner.spec.training import Training
+from planner.spec.training import AttentionKernel, Training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +20,8 @@ class Case:
     num_layers: int
     block: Layer
     """The first block; the ends need to know what blocks share."""
+    stem: Layer | None = None
+    """The model's stem; the last norm needs to know what the model holds since then."""
     training: Training
     layout: Layout
     deepspeed: DeepSpeed
@@ -75,15 +77,46 @@ class Case:
         return 0 if self.block.attention is None else self.block.attention.rotary_size
 
     @property
+    def kernel(self) -> AttentionKernel:
+        """The attention that runs: eager where the model's code has nothing else.
+
+        Gemma 2 and gpt-oss have no sdpa (``_supports_sdpa``), Bloom has its own product only.
+        """
+        attention = self.attention
+        if self.family == "bloom":
+            return "eager"
+        if self.training.attention == "sdpa" and (attention.softcap or attention.sinks):
+            return "eager"
+        return self.training.attention
+
+    @property
     def masked(self) -> bool:
-        """A mask is made: eager attention adds one, sdpa masks by itself unless heads differ."""
-        return self.training.attention == "eager"
+        """A mask is made: eager attention adds one, sdpa masks by itself unless a window cuts.
+
+        Sources: masking_utils.py:267 (_ignore_causal_mask_sdpa); for BERT, whose tokens see each
+        other, there is none (line 347); Falcon always makes one (modeling_falcon.py:755).
+        """
+        if self.family == "bert" or self.kernel == "flash":
+            return False
+        if self.kernel == "eager" or self.family == "falcon":
+            return True
+        window = self.attention.window
+        return window is not None and self.training.sequence_length >= window
+
+    @property
+    def mask_dtype(self) -> str:
+        """Added to the scores, or told to the kernel."""
+        added = self.kernel == "eager" or self.attention.alibi
+        return self.dtype if added else "bool"
 
     @property
     def mask_shape(self) -> tuple[int, int, int, int]:
         """Of the mask that is added to the scores."""
         length = self.training.sequence_length
-        return (self.batch, 1, length, length)
+        if self.kernel != "eager" and not self.attention.alibi:
+            return (1, 1, length, length)
+        heads = self.attention.num_heads if self.family == "falcon" and self.attention.alibi else 1
+        return (self.batch, heads, length, length)
 
     def probability(self, value: float) -> float:
         """A dropout probability as training applies it."""

@@ -4,7 +4,6 @@ from planner.activations.eager import (
     Machine,
     Tensor,
     add,
-    attention,
     cat,
     contiguous,
     dropout,
@@ -21,6 +20,7 @@ from planner.activations.eager import (
     unsqueeze,
     view,
 )
+from planner.activations.eager.pieces import masked_attention
 from planner.activations.programs.case import Case
 from planner.activations.programs.modules import normalise, project
 from planner.activations.programs.shared import Shared
@@ -33,7 +33,7 @@ def self_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """``LlamaAttention.forward`` and its kin."""
     batch, length, _ = hidden.shape
-    query, key, value = _heads(m, case, hidden)
+    query, key, value = heads(m, case, hidden)
     if case.attention.rotary_size:
         with m.part("attention.rotary"):
             cos, sin = shared.position_embeddings(m, case)
@@ -45,7 +45,7 @@ def self_attention(
     return output, weights
 
 
-def _heads(m: Machine, case: Case, hidden: Tensor) -> Heads:
+def heads(m: Machine, case: Case, hidden: Tensor) -> Heads:
     """q, k and v as (B, A, S, D)."""
     batch, length, _ = hidden.shape
     shape = (batch, length, -1, case.attention.head_size)
@@ -103,9 +103,10 @@ def attend(
 ) -> tuple[Tensor, Tensor | None]:
     """The attention function that the configuration asks for; the result is (B, S, A, D)."""
     with m.part("attention.core"):
-        if case.training.attention == "eager":
-            return eager_attention(case, query, key, value, shared.attention_mask(m, case))
-        return sdpa_attention(case, query, key, value, None)
+        mask = shared.attention_mask(m, case)
+        if case.kernel == "eager":
+            return eager_attention(case, query, key, value, mask)
+        return sdpa_attention(case, query, key, value, mask)
 
 
 def eager_attention(
@@ -134,6 +135,6 @@ def sdpa_attention(
         key = repeat_kv(key, times)
         value = repeat_kv(value, times)
     probability = case.probability(case.attention.dropout)
-    output = attention(query, key, value, mask=mask, probability=probability)
+    output = masked_attention(query, key, value, mask, probability=probability)
     output = contiguous(transpose(output, 1, 2))
     return output, None

@@ -3,19 +3,22 @@
 Source: the DecoderLayer of each family's modeling file in transformers 5.23.
 """
 
-from planner.activations.eager import Machine, Tensor, add, mul
+from planner.activations.eager import Machine, Tensor, add
+from planner.activations.programs import hf_residual
 from planner.activations.programs.case import Case
 from planner.activations.programs.hf_attention import self_attention
 from planner.activations.programs.hf_latent import latent_attention
-from planner.activations.programs.hf_moe import mixture
-from planner.activations.programs.modules import activate, normalise, project
+from planner.activations.programs.hf_plain import feed_forward
+from planner.activations.programs.hf_residual import like_llama
+from planner.activations.programs.modules import normalise
 from planner.activations.programs.shared import Shared
-from planner.model.description import Mlp, Moe
 
 
 def block(m: Machine, case: Case, hidden: Tensor, shared: Shared) -> Tensor:
     """``LlamaDecoderLayer.forward`` and its kin."""
-    return pre_norm(m, case, hidden, shared)
+    if like_llama(case):
+        return pre_norm(m, case, hidden, shared)
+    return hf_residual.block(m, case, hidden, shared)
 
 
 def pre_norm(m: Machine, case: Case, hidden: Tensor, shared: Shared) -> Tensor:
@@ -29,19 +32,3 @@ def pre_norm(m: Machine, case: Case, hidden: Tensor, shared: Shared) -> Tensor:
     hidden = normalise(m, case.norm, hidden, "post_attention_layernorm")
     hidden = feed_forward(m, case, hidden)
     return add(residual, hidden)
-
-
-def feed_forward(m: Machine, case: Case, hidden: Tensor) -> Tensor:
-    """The MLP, or the mixture in its place."""
-    mlp = case.mlp
-    if isinstance(mlp, Moe):
-        return mixture(m, case, mlp, hidden)
-    with m.part("mlp"):
-        return gated_mlp(m, case, mlp, hidden)
-
-
-def gated_mlp(m: Machine, case: Case, mlp: Mlp, hidden: Tensor) -> Tensor:
-    """``LlamaMLP.forward``."""
-    gate, up, down = (case.module("mlp", place) for place in range(3))
-    product = mul(activate(mlp.activation, project(m, hidden, gate)), project(m, hidden, up))
-    return project(m, product, down)

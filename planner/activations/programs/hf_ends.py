@@ -7,7 +7,6 @@ loss/loss_utils.py (ForCausalLMLoss).
 from planner.activations.eager import (
     Machine,
     Tensor,
-    embedding,
     empty,
     linear,
     log_softmax,
@@ -17,16 +16,14 @@ from planner.activations.eager import (
 )
 from planner.activations.programs.case import Case
 from planner.activations.programs.losses import chunked_loss, fused_loss
-from planner.activations.programs.shared import Shared, make_shared
+from planner.activations.programs.hf_stems import capped, embedded, masked_loss, transformed
+from planner.activations.programs.shared import Shared, leave_blocks, make_shared
 from planner.memory.terms import Term
 
 
 def stem(m: Machine, case: Case) -> tuple[Tensor, Shared]:
     """The embedded tokens, and what the blocks share."""
-    name = case.module("embedding")
-    weight = m.parameters[f"{name}.weight"]
-    with m.part("embedding"):
-        hidden = m.module(name, lambda: embedding(weight, (case.batch, case.length)))
+    hidden = embedded(m, case)
     return hidden, make_shared(m, case)
 
 
@@ -36,9 +33,15 @@ HEAD = "lm_head"
 
 def head_and_loss(m: Machine, case: Case, hidden: Tensor) -> tuple[Tensor | None, Tensor]:
     """Logits, if all are ever there, and the loss; both are held by the model's output."""
-    own = [p.name for p in case.layer.parameters if p.component == "head"]
-    name = own[0].rpartition(".")[0] if own else HEAD
-    weight, bias = m.parameters[f"{name}.weight"], m.parameters.get(f"{name}.bias")
+    name = HEAD if f"{HEAD}.weight" in m.parameters else case.module("head")
+    weight, bias = m.parameters[f"{name}.weight"], m.get(name, "bias")
+    if case.layer.head_transform:
+        # BERT registers its decoder's bias on the module around it.
+        name, bias = "", m.get("", "bias")
+    with m.part("head"):
+        hidden = transformed(m, case, hidden)
+    if case.block.residual == "post":
+        leave_blocks(m, case)
     if case.training.loss == "fused":
         with m.part("loss"):
             return None, m.module(name, lambda x: fused_loss(m, x, weight), hidden)
@@ -48,9 +51,11 @@ def head_and_loss(m: Machine, case: Case, hidden: Tensor) -> tuple[Tensor | None
         return None, loss
     with m.part("head"):
         logits = m.module(name, lambda x: linear(x, weight, bias), hidden)
+        logits = capped(case, logits)
         m.book(logits, Term.LOGITS)
     with m.part("loss"), m.booked_as(Term.LOGITS):
-        loss = causal_loss(m, case, logits)
+        bert = case.layer.head_transform
+        loss = masked_loss(case, logits) if bert else causal_loss(m, case, logits)
     return logits, loss
 
 

@@ -5,7 +5,7 @@ own. Sources, transformers 5.23: LlamaModel.forward and LlamaRotaryEmbedding.for
 models/llama/modeling_llama.py; eager_mask in masking_utils.py.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from planner.activations.eager import Machine, Tensor, cat, empty, scale, to
 from planner.activations.programs.case import Case
@@ -24,13 +24,14 @@ class Shared:
     blocks' backward is over, since every checkpoint keeps its arguments."""
 
     def position_embeddings(self, m: Machine, case: Case) -> tuple[Tensor, Tensor]:
-        """cos and sin, (1, S, D)."""
+        """Cosines and sines, (1, S, D)."""
         if self.saved:
             return self.saved[0], self.saved[1]
         if case.layout.pp > 1:
             return make_position_embeddings(m, case)
         shape = rotary_shape(case)
-        return m.uncounted(shape, case.dtype), m.uncounted(shape, case.dtype)
+        dtype = rotary_dtype(case)
+        return m.uncounted(shape, dtype), m.uncounted(shape, dtype)
 
     def attention_mask(self, m: Machine, case: Case) -> Tensor | None:
         """What eager attention adds to its scores."""
@@ -38,12 +39,18 @@ class Shared:
             return None
         if case.layout.pp > 1:
             return make_mask(m, case)
-        return m.uncounted(case.mask_shape, case.dtype)
+        return m.uncounted((case.batch, *case.mask_shape[1:]), case.mask_dtype)
 
 
 def rotary_shape(case: Case) -> tuple[int, ...]:
-    """Of cos and sin."""
-    return (1, case.length, case.rotary_size)
+    """Of cos and sin; gpt-oss, which has sinks, makes half of them."""
+    size = case.rotary_size // 2 if case.attention.sinks else case.rotary_size
+    return (1, case.length, size)
+
+
+def rotary_dtype(case: Case) -> str:
+    """Of cos and sin; OLMo 2 does not cast them (modeling_olmo2.py:108)."""
+    return "fp32" if case.family == "olmo2" else case.dtype
 
 
 def make_shared(m: Machine, case: Case) -> Shared:
@@ -52,11 +59,14 @@ def make_shared(m: Machine, case: Case) -> Shared:
     if case.layout.pp > 1:
         return shared
     with m.part("positions"):
-        shared.passing.append(empty(m, (1, case.length), "int64"))
-        if case.masked:
-            shared.passing.append(make_mask(m, case))
+        shared.passing.extend(empty(m, shape, "int64") for shape in position_ids(case))
+        for facts in masked_kinds(case):
+            shared.passing.append(make_mask(m, facts))
+        if case.family == "bloom":
+            shared.passing.append(_make_alibi(m, case))
         if case.rotary_size:
-            shared.saved.extend(make_position_embeddings(m, case))
+            for _ in range(rotary_pairs(case)):
+                shared.saved.extend(make_position_embeddings(m, case))
     return shared
 
 
@@ -68,16 +78,71 @@ def find_shared(m: Machine, case: Case) -> Shared:
     if case.recomputed:
         shared.passing.extend(m.external(shape, dtype) for shape, dtype in passing(case))
     if case.rotary_size:
-        shared.saved.extend(m.external(rotary_shape(case), case.dtype) for _ in range(2))
+        shape, dtype = rotary_shape(case), rotary_dtype(case)
+        shared.saved.extend(m.external(shape, dtype) for _ in range(2 * rotary_pairs(case)))
     return shared
 
 
 def passing(case: Case) -> list[Kind]:
     """Shapes and dtypes of what lives until the last norm has run."""
-    kinds: list[Kind] = [((1, case.length), "int64")]
-    if case.masked:
-        kinds.append((case.mask_shape, case.dtype))
+    kinds: list[Kind] = [(shape, "int64") for shape in position_ids(case)]
+    kinds += [(kind.mask_shape, kind.mask_dtype) for kind in masked_kinds(case)]
+    if case.family == "bloom":
+        heads = case.attention.num_heads
+        kinds.append(((case.batch * heads, 1, case.length), case.dtype))
     return kinds
+
+
+BOTH_MASKS = {"gemma2", "gemma3", "gemma3_text", "gpt_oss"}
+"""Full and windowed attention take turns, and the model makes the mask of each."""
+OWN_POSITIONS = {"bert", "bloom", "gpt2"}
+"""No position ids, or such as the stem keeps for its own backward pass."""
+
+
+def position_ids(case: Case) -> list[tuple[int, int]]:
+    """Shapes of the position ids that the model hands to its blocks."""
+    if case.family in OWN_POSITIONS:
+        return []
+    return [(case.batch if case.family == "opt" else 1, case.length)]
+
+
+def masked_kinds(case: Case) -> list[Case]:
+    """The case once for each mask that the model makes."""
+    if case.family not in BOTH_MASKS:
+        return [case] if case.masked else []
+    attention = case.attention
+    windows = {attention.window, None}
+    kinds = [
+        replace(case, block=replace(case.block, attention=replace(attention, window=window)))
+        for window in sorted(windows, key=lambda window: window is not None)
+    ]
+    return [kind for kind in kinds if kind.masked]
+
+
+def rotary_pairs(case: Case) -> int:
+    """Gemma 3 rotates windowed and full attention differently (modeling_gemma3.py:500)."""
+    return 2 if case.family in {"gemma3", "gemma3_text"} else 1
+
+
+LEAVES_WITH_NAME = {"phi", "bert"}
+"""The embedded tokens have no name of their own that the model's forward keeps."""
+NO_DROPOUT = {"phi3"}
+"""The configuration has a dropout of the embedding that the code does not apply."""
+
+
+def held_by_model(case: Case) -> list[Kind]:
+    """Shapes and dtypes of what `hf_stems.hold` holds, for a layer that is not the stem."""
+    stem = case.stem
+    if stem is None:
+        return []
+    whole = (case.batch, case.length, case.hidden_size)
+    if stem.positions == "learned" and not stem.token_types:
+        rows = case.batch if case.family == "opt" else 1
+        return [(whole, case.dtype), ((rows, *whole[1:]), case.dtype)]
+    silent = case.family in NO_DROPOUT | LEAVES_WITH_NAME or stem.embedding_norm
+    if not silent and case.probability(stem.hidden_dropout):
+        return [(whole, case.dtype)]
+    return []
 
 
 def leave_blocks(m: Machine, case: Case) -> None:
@@ -87,11 +152,16 @@ def leave_blocks(m: Machine, case: Case) -> None:
     if case.layout.pp == 1 and not case.recomputed:
         for shape, dtype in passing(case):
             m.strike(shape, dtype)
+    if case.layout.pp == 1:
+        for shape, dtype in held_by_model(case):
+            m.strike(shape, dtype)
 
 
 def make_mask(m: Machine, case: Case) -> Tensor:
     """``eager_mask``: which scores count, then 0 or the smallest number."""
     visible = _visible(m, case)
+    if case.mask_dtype == "bool":
+        return visible
     mask = empty(m, case.mask_shape, case.dtype)
     del visible
     return mask
@@ -99,7 +169,7 @@ def make_mask(m: Machine, case: Case) -> Tensor:
 
 def _visible(m: Machine, case: Case) -> Tensor:
     """Which scores count: one comparison, with a sliding window two and two conjunctions."""
-    shape = (1, *case.mask_shape[1:])
+    shape = (1, 1, *case.mask_shape[2:])
     if case.attention.window is None:
         return empty(m, shape, "bool")
     near = empty(m, shape, "bool")
@@ -110,10 +180,20 @@ def _visible(m: Machine, case: Case) -> Tensor:
     return both
 
 
+def _make_alibi(m: Machine, case: Case) -> Tensor:
+    """``BloomModel.forward``: slopes times places, repeated for every sequence, then cast."""
+    heads = case.attention.num_heads
+    slopes = empty(m, (heads, 1, case.length), "fp32")
+    repeated = empty(m, (case.batch * heads, 1, case.length), "fp32")
+    del slopes
+    return to(repeated, case.dtype)
+
+
 def make_position_embeddings(m: Machine, case: Case) -> tuple[Tensor, Tensor]:
     """``LlamaRotaryEmbedding.forward``: computed in fp32, kept in the model's dtype."""
     frequencies = empty(m, (1, case.length, case.rotary_size // 2), "fp32")
-    angles = cat([frequencies, frequencies], -1)
+    angles = frequencies if case.attention.sinks else cat([frequencies, frequencies], -1)
     cos = scale(scale(angles))
     sin = scale(scale(angles))
-    return to(cos, case.dtype), to(sin, case.dtype)
+    dtype = rotary_dtype(case)
+    return to(cos, dtype), to(sin, dtype)
