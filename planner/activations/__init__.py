@@ -16,20 +16,21 @@ mirrors. So write programs as that code is written:
             gate = activate("silu", project(m, x, "mlp.gate_proj"))
             return project(m, mul(gate, project(m, x, "mlp.up_proj")), "mlp.down_proj")
 
-- A name that the original rebinds is rebound (``hidden = norm(hidden)`` frees the old tensor once
+- A name that the original rebinds is rebound (``hidden = norm(hidden)`` frees the old tensor if
   nothing saved it); a name that the original keeps to the end of the function is kept.
 - A value that the original binds and never uses is bound: ``hidden, _ = self_attention(...)``.
-- ``nn.Module.__call__`` holds its inputs until it returns; ``m.module(name, forward, *inputs)`` does
-  the same, marks where the module's parameters are entered and left, and is the way to call what
+- ``nn.Module.__call__`` holds its inputs until it returns. ``m.module(name, forward, *inputs)``
+  does the same, marks where the module's parameters are entered and left, and is the way to call what
   owns parameters. ``m.get(module, "weight")`` finds them, already cut to this rank.
-- ``with m.part("attention.core")`` names the part for `saved_by_component`; ``m.booked_as(term)`` and
-  ``m.book(tensor, term)`` put allocations under a term of their own. All else becomes ACTIVATIONS if
-  alive between the passes, and TRANSIENT if not.
-- A new operation is two functions: forward calls ``begin(backward, *inputs, facts=...)``, saves inputs
-  on the node, allocates (``empty``, ``like``), saves outputs, and returns ``finish(node, output)``;
-  backward takes the node and the gradient of each output and returns one gradient for each input
-  (None where ``node.needs`` says nobody asks). Name temporaries that live through a C++ expression.
-  Hand one gradient to two inputs with ``gradient.again()``.
+- ``with m.part("attention.core")`` names the part for `saved_by_component`;
+  ``m.booked_as(term)`` and ``m.book(tensor, term)`` put allocations under a term of their own. All
+  else becomes ACTIVATIONS if alive between the passes, and TRANSIENT if not.
+- A new operation is two functions. Forward calls ``begin(backward, *inputs, facts=...)``, saves
+  inputs on the node, allocates (``empty``, ``like``), saves outputs, and returns
+  ``finish(node, output)``. Backward takes the node and the gradient of each output and returns one
+  gradient for each input, None where ``node.needs`` says that nobody asks. It names temporaries
+  that live through a C++ expression, and hands one gradient to two inputs with
+  ``gradient.again()``.
 
 Left out: token ids, labels and padding masks (the batch is the caller's), the state of random
 generators, scalars that kernels wrap, and workspaces inside CPU kernels. CUDA kernels follow the

@@ -6,7 +6,8 @@ from itertools import islice
 from planner.activations.tape import Mark, Segment
 from planner.memory.terms import Term
 
-NUM_TERMS = len(Term)
+TERMS = tuple(Term)
+NUM_TERMS = len(TERMS)
 
 
 def fold(
@@ -76,12 +77,10 @@ def handed_down(
 
 def _changes(column: list[int]) -> tuple[tuple[Term, int], ...]:
     """The terms that moved."""
-    return tuple((term, size) for term, size in zip(Term, column, strict=True) if size)
+    return tuple((term, size) for term, size in zip(TERMS, column, strict=True) if size)
 
 
-def by_label(
-    alive: Sequence[int], sizes: Sequence[int], labels: Sequence[str]
-) -> dict[str, int]:
+def by_label(alive: Sequence[int], sizes: Sequence[int], labels: Sequence[str]) -> dict[str, int]:
     """Bytes of the allocations in ``alive`` by the part of the layer that made them."""
     result: dict[str, int] = {}
     for index in islice(alive, None):

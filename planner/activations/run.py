@@ -233,7 +233,9 @@ def _expect_tied_gradient(machine: Machine, case: Case) -> list[Gradient]:
     """Make the embedding's gradient add up with the head's, which goes into the returned list."""
     weight = machine.parameters[f"{case.module('embedding')}.weight"]
     assert weight.edge is not None
-    hand_over = weight.edge[0].collect
+    sink = weight.edge[0]
+    assert isinstance(sink, Sink)
+    hand_over = sink.collect
     buffer: list[Gradient] = [None]
 
     def collect(gradient: Tensor) -> None:

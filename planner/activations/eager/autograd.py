@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from planner.activations.eager.machine import Machine
 
 Gradient = Tensor | None
-Edge = tuple["Node", int]
+Edge = tuple["Node | Sink", int]
+"""What made a tensor, and which of its outputs the tensor is."""
 
 
 class Held(Protocol):
@@ -105,9 +106,7 @@ PARAMETER_FIRST = 2**62
 """Accumulating a parameter's gradient comes before every other node that is ready."""
 
 
-def begin(
-    backward: Callable[..., Any], *inputs: Gradient, facts: Any = None
-) -> Node | None:
+def begin(backward: Callable[..., Any], *inputs: Gradient, facts: Any = None) -> Node | None:
     """A node for an operation, or None when no gradient is recorded."""
     for tensor in inputs:
         if tensor is not None and tensor.edge is not None:
@@ -125,7 +124,7 @@ def finish(node: Node | None, output: Tensor) -> Tensor:
 
 
 def run_backward(root: Edge, gradient: Tensor) -> None:
-    """Run all nodes behind ``root``; the caller's reference to ``gradient`` must be the only one."""
+    """Run all nodes behind ``root``; nobody else may hold ``gradient``."""
     node = root[0]
     machine = gradient.storage.machine
     machine.recording = False
@@ -210,11 +209,7 @@ def accumulate(buffer: list[Gradient], port: int, gradient: Tensor) -> None:
     if old is None:
         buffer[port] = gradient
         return
-    if (
-        old.machine.in_place
-        and old.storage.references == 1
-        and is_dense(old.shape, old.strides)
-    ):
+    if old.machine.in_place and old.storage.references == 1 and is_dense(old.shape, old.strides):
         return
     strides = old.strides if is_dense(old.shape, old.strides) else None
     buffer[port] = empty(old.machine, old.shape, old.dtype, strides)

@@ -14,6 +14,7 @@ from weakref import ref
 
 from planner.activations.eager.tensor import Tensor
 
+
 class _Enough(Exception):  # noqa: N818 - not an error: the last saved tensor has been seen
     """Stops the second run."""
 

@@ -10,9 +10,7 @@ def mm(first: Tensor, second: Tensor) -> Tensor:
     node = begin(_mm_back, first, second)
     if node is not None:
         node.save(first if node.needs(1) else None, second if node.needs(0) else None)
-    return finish(
-        node, empty(first.machine, (first.shape[0], second.shape[1]), first.dtype)
-    )
+    return finish(node, empty(first.machine, (first.shape[0], second.shape[1]), first.dtype))
 
 
 def _mm_back(node: Node, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -47,9 +45,7 @@ def addmm(bias: Tensor, first: Tensor, second: Tensor) -> Tensor:
     node = begin(_addmm_back, bias, first, second)
     if node is not None:
         node.save(first if node.needs(2) else None, second if node.needs(1) else None)
-    return finish(
-        node, empty(first.machine, (first.shape[0], second.shape[1]), first.dtype)
-    )
+    return finish(node, empty(first.machine, (first.shape[0], second.shape[1]), first.dtype))
 
 
 def _addmm_back(node: Node, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -76,7 +72,7 @@ def _bmm_back(node: Node, gradient: Tensor) -> tuple[Tensor | None, Tensor | Non
 
 
 def matmul(first: Tensor, second: Tensor) -> Tensor:
-    """``torch.matmul`` of two 4-D tensors: expand, reshape (a copy where strides forbid it), bmm."""
+    """``torch.matmul`` of 4-D tensors: expand, reshape (a copy where strides forbid it), bmm."""
     rows, inner, columns = first.shape[-2], first.shape[-1], second.shape[-1]
     left = reshape(expand(first, *first.shape), -1, rows, inner)
     right = reshape(expand(second, *second.shape), -1, inner, columns)

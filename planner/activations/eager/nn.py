@@ -23,6 +23,7 @@ def softmax(tensor: Tensor, dtype: str) -> Tensor:
 
 
 def _softmax_back(node: Node, gradient: Tensor) -> tuple[Tensor]:
+    del gradient
     (result,) = node.unpack()
     expected = node.inputs[0]
     assert expected is not None
@@ -87,9 +88,7 @@ def _efficient(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     if node is not None:
         node.save(query, key, value)
     batch, heads, length, _ = query.shape
-    size = value.shape[-1]
-    strides = (heads * length * size, size, heads * size, 1)
-    result = empty(machine, (batch, heads, length, size), query.dtype, strides)
+    result = _heads_inside(query, value.shape[-1])
     sums = empty(machine, (batch, heads, round_up(length, 32)), "fp32")
     if node is not None:
         node.save(result, sums, empty(machine, (2,), "int64"))
@@ -102,11 +101,16 @@ def _flash_cpu_back(node: Node, gradient: Tensor) -> tuple[Tensor, ...]:
     return _heads_inside(query), _heads_inside(key), _heads_inside(value)
 
 
-def _heads_inside(tensor: Tensor) -> Tensor:
-    """A gradient of (B, A, S, D) whose memory is (B, S, A, D)."""
+def _heads_inside(tensor: Tensor, width: int | None = None) -> Tensor:
+    """Like ``tensor``, (B, A, S, D), but in memory (B, S, A, D); ``width`` in place of D."""
     batch, heads, length, size = tensor.shape
+    size = width or size
     strides = (heads * length * size, size, heads * size, 1)
-    return empty(tensor.machine, tensor.shape, tensor.dtype, strides)
+    return empty(tensor.machine, (batch, heads, length, size), tensor.dtype, strides)
+
+
+ROUNDED_TO_32 = 192
+"""Head size up to which the flash kernel rounds its accumulator to 32; wider ones take 256."""
 
 
 def _flash_cuda_back(node: Node, gradient: Tensor) -> tuple[Tensor, ...]:
@@ -121,7 +125,7 @@ def _flash_cuda_back(node: Node, gradient: Tensor) -> tuple[Tensor, ...]:
     batch, heads, length, size = query.shape
     grads = like(query), like(key), like(value)
     rows = round_up(length, 128)
-    wide = round_up(size, 32) if size <= 192 else 256
+    wide = round_up(size, 32) if size <= ROUNDED_TO_32 else FLASH_HEAD_SIZE
     workspace = [
         empty(machine, (batch, heads, rows), "fp32"),
         empty(machine, (batch, rows, heads, wide), "fp32"),
@@ -182,7 +186,7 @@ def math_attention(
     return matmul(weights, value)
 
 
-def layer_norm(tensor: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def layer_norm(tensor: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     """``native_layer_norm``: saves its input and, per row, mean and inverse deviation.
 
     They are in fp32 on CUDA, in the input's dtype on the CPU unless the weight is fp32.
@@ -201,12 +205,12 @@ def layer_norm(tensor: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _layer_norm_back(node: Node, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    tensor, weight, _mean, _deviation = node.unpack()
+    _tensor, weight, _mean, _deviation = node.unpack()
     machine = node.machine
     return (
         empty(machine, gradient.shape, gradient.dtype) if node.needs(0) else None,
-        like(weight) if node.needs(1) else None,
-        like(weight) if node.needs(2) else None,
+        None if weight is None or not node.needs(1) else like(weight),
+        None if weight is None or not node.needs(2) else like(weight),
     )
 
 

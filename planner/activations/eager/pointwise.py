@@ -11,6 +11,9 @@ from planner.activations.eager.views import like
 
 
 def _broadcast(tensors: tuple[Tensor, ...]) -> Shape:
+    shape = tensors[0].shape
+    if all(tensor.shape == shape for tensor in tensors):
+        return shape
     rank = max(len(tensor.shape) for tensor in tensors)
     sizes = [1] * rank
     for tensor in tensors:

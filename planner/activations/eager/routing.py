@@ -1,9 +1,9 @@
 """Operations that choose, gather and group: what mixtures of experts are made of.
 
 Sources, PyTorch 2.13: tools/autograd/derivatives.yaml; index_backward and
-value_selecting_reduction_backward in torch/csrc/autograd/FunctionsManual.cpp, which write into their
-zeros in place unless a dispatch mode is on; _grouped_mm_mat1_backward and its fellow. Left out: the
-sorted copies of the indices that CUDA's index_put makes, 24 B an index.
+value_selecting_reduction_backward in torch/csrc/autograd/FunctionsManual.cpp, which write into
+their zeros in place unless a dispatch mode is on; _grouped_mm_mat1_backward and its fellow. Left
+out: the sorted copies of the indices that CUDA's index_put makes, 24 B an index.
 """
 
 from planner.activations.eager.autograd import Node, begin, finish
@@ -125,9 +125,7 @@ def grouped_mm(tensor: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
     """``grouped_mm`` of rows sorted by expert with (E, in, out): one product an expert."""
     node = begin(_grouped_back, tensor, weight)
     if node is not None:
-        node.save(
-            tensor if node.needs(1) else None, weight if node.needs(0) else None, offsets
-        )
+        node.save(tensor if node.needs(1) else None, weight if node.needs(0) else None, offsets)
     shape = (tensor.shape[0], weight.shape[2])
     return finish(node, empty(tensor.machine, shape, tensor.dtype))
 

@@ -5,11 +5,12 @@ element of a gradient buffer. Programs here are Python functions over these tens
 own reference counting ends lives at the same points as it does in the code they mirror.
 """
 
+from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING, Literal, Optional
 
 if TYPE_CHECKING:
-    from planner.activations.eager.autograd import Node
+    from planner.activations.eager.autograd import Edge
     from planner.activations.eager.machine import Machine
 
 DType = Literal["fp32", "fp16", "bf16", "bool", "int64", "int32", "uint8", "fp64"]
@@ -68,7 +69,7 @@ class Tensor:
         self.base = base
         """The tensor that a tracked view looks at; it stays alive with the view, which forbids
         to accumulate gradients into the view in place."""
-        self.edge: tuple[Node, int] | None = None
+        self.edge: Edge | None = None
         """The node that made it and which of the node's outputs it is; None: needs no gradient."""
 
     def __del__(self) -> None:
@@ -94,7 +95,7 @@ class Tensor:
             self.shape, self.strides
         )
 
-    def alias(self, *, edge: "tuple[Node, int] | None" = None) -> "Tensor":
+    def alias(self, *, edge: "Edge | None" = None) -> "Tensor":
         """Another tensor of the same storage and shape, outside the graph unless told."""
         other = Tensor(self.storage, self.shape, self.strides, self.dtype)
         other.edge = edge
@@ -105,6 +106,11 @@ class Tensor:
         return Tensor(self.storage, self.shape, self.strides, self.dtype, self.base)
 
 
+# The same few shapes come back in every layer, so what follows from a shape is remembered.
+_remember = lru_cache(maxsize=8192)
+
+
+@_remember
 def contiguous_strides(shape: Shape) -> Shape:
     """Row-major strides in elements."""
     strides = []
@@ -116,6 +122,7 @@ def contiguous_strides(shape: Shape) -> Shape:
     return tuple(strides)
 
 
+@_remember
 def is_contiguous(shape: Shape, strides: Shape) -> bool:
     """Row-major without gaps; dims of size 1 may have any stride."""
     step = 1
@@ -127,6 +134,7 @@ def is_contiguous(shape: Shape, strides: Shape) -> bool:
     return True
 
 
+@_remember
 def is_dense(shape: Shape, strides: Shape) -> bool:
     """Every element of the span is used once, in whatever order of dims."""
     step = 1
@@ -139,30 +147,22 @@ def is_dense(shape: Shape, strides: Shape) -> bool:
     return True
 
 
-def empty(
-    machine: "Machine", shape: Shape, dtype: str, strides: Shape | None = None
-) -> Tensor:
+def empty(machine: "Machine", shape: Shape, dtype: str, strides: Shape | None = None) -> Tensor:
     """A new allocation; dense in the given order of dims."""
     storage = Storage(machine, prod(shape) * ITEM_BYTES[dtype])
     return Tensor(storage, shape, strides or contiguous_strides(shape), dtype)
 
 
-def _stepped(tensor: Tensor, shape: Shape) -> Shape:
-    """Strides of an operand in the iteration over ``shape``: 0 where it is repeated."""
-    lead = len(shape) - len(tensor.shape)
-    return (0,) * lead + tuple(
-        0 if size == 1 != whole else stride
-        for size, stride, whole in zip(tensor.shape, tensor.strides, shape[lead:], strict=True)
-    )
-
-
 def iterated_strides(shape: Shape, tensors: tuple[Tensor, ...]) -> Shape:
-    """Order of dims of an elementwise result: TensorIterator keeps the operands' order.
+    """Order of dims of an elementwise result: TensorIterator keeps the operands' order."""
+    return _iterated_strides(shape, tuple((tensor.shape, tensor.strides) for tensor in tensors))
 
-    Source: TensorIteratorBase::reorder_dimensions, aten/src/ATen/TensorIterator.cpp.
-    """
+
+@_remember
+def _iterated_strides(shape: Shape, operands: tuple[tuple[Shape, Shape], ...]) -> Shape:
+    """TensorIteratorBase::reorder_dimensions, aten/src/ATen/TensorIterator.cpp."""
     plain = contiguous_strides(shape)
-    steps = [_stepped(tensor, shape) for tensor in tensors]
+    steps = [_stepped(operand, strides, shape) for operand, strides in operands]
     if steps[0] == plain:
         return plain
     order = list(range(len(shape) - 1, -1, -1))
@@ -183,6 +183,15 @@ def iterated_strides(shape: Shape, tensors: tuple[Tensor, ...]) -> Shape:
     return tuple(strides)
 
 
+def _stepped(operand: Shape, strides: Shape, shape: Shape) -> Shape:
+    """Strides of an operand in the iteration over ``shape``: 0 where it is repeated."""
+    lead = len(shape) - len(operand)
+    return (0,) * lead + tuple(
+        0 if size == 1 != whole else stride
+        for size, stride, whole in zip(operand, strides, shape[lead:], strict=True)
+    )
+
+
 def _compare(first: int, second: int, shape: Shape, steps: list[Shape]) -> int:
     """Positive where ``first`` should come outside of ``second``."""
     for step in steps:
@@ -195,7 +204,7 @@ def _compare(first: int, second: int, shape: Shape, steps: list[Shape]) -> int:
     return 0
 
 
-
+@_remember
 def viewed_strides(shape: Shape, strides: Shape, new_shape: Shape) -> Shape | None:
     """Strides of the same elements under another shape; None where only a copy can have it.
 

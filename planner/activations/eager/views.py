@@ -98,9 +98,7 @@ def unsqueeze(tensor: Tensor, dim: int) -> Tensor:
 def _unsqueeze_back(node: Node, gradient: Tensor) -> tuple[Tensor]:
     dim: int = node.facts
     shape, strides = gradient.shape, gradient.strides
-    return (
-        _look(gradient, shape[:dim] + shape[dim + 1 :], strides[:dim] + strides[dim + 1 :]),
-    )
+    return (_look(gradient, shape[:dim] + shape[dim + 1 :], strides[:dim] + strides[dim + 1 :]),)
 
 
 def expand(tensor: Tensor, *shape: int) -> Tensor:
@@ -110,13 +108,13 @@ def expand(tensor: Tensor, *shape: int) -> Tensor:
     sizes = (1,) * lead + tensor.shape
     steps = (0,) * lead + tensor.strides
     strides = tuple(
-        0 if size == 1 != new else step
-        for size, step, new in zip(sizes, steps, shape, strict=True)
+        0 if size == 1 != new else step for size, step, new in zip(sizes, steps, shape, strict=True)
     )
     return finish(node, _look(tensor, shape, strides))
 
 
 def _expand_back(node: Node, gradient: Tensor) -> tuple[Tensor]:
+    del node
     # The reduction to the input's shape is the engine's: every gradient is checked against it.
     return (gradient.again(),)
 

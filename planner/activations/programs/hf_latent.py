@@ -86,9 +86,7 @@ def _expanded(
     return key, value
 
 
-def _rotated(
-    case: Case, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor
-) -> tuple[Tensor, Tensor]:
+def _rotated(case: Case, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     if case.family == "deepseek_v3":
         return _rotate_interleaved(q, k, cos, sin)
     if case.family == "deepseek_v2":
@@ -96,21 +94,15 @@ def _rotated(
     return rotate(q, k, cos, sin)
 
 
-def _rotate_interleaved(
-    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor
-) -> tuple[Tensor, Tensor]:
+def _rotate_interleaved(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     """``apply_rotary_pos_emb_interleave``."""
     half = cos.shape[-1] // 2
     cos = unsqueeze(narrow(cos, -1, half), 1)
     sin = unsqueeze(narrow(sin, -1, half), 1)
     q1, q2 = _every_second(q), _every_second(q)
     k1, k2 = _every_second(k), _every_second(k)
-    q_embed = cat(
-        [sub(mul(q1, cos), mul(q2, sin)), add(mul(q2, cos), mul(q1, sin))], -1
-    )
-    k_embed = cat(
-        [sub(mul(k1, cos), mul(k2, sin)), add(mul(k2, cos), mul(k1, sin))], -1
-    )
+    q_embed = cat([sub(mul(q1, cos), mul(q2, sin)), add(mul(q2, cos), mul(q1, sin))], -1)
+    k_embed = cat([sub(mul(k1, cos), mul(k2, sin)), add(mul(k2, cos), mul(k1, sin))], -1)
     return q_embed, k_embed
 
 

@@ -115,9 +115,7 @@ def _route(m: Machine, case: Case, facts: Moe, hidden: Tensor) -> Choice:
         return logits, weights, places
 
 
-def _route_softmax(
-    m: Machine, case: Case, facts: Moe, hidden: Tensor, name: str
-) -> Choice:
+def _route_softmax(m: Machine, case: Case, facts: Moe, hidden: Tensor, name: str) -> Choice:
     """``Qwen2MoeTopKRouter.forward`` and, without the last cast, ``MixtralTopKRouter.forward``."""
     weight = m.get(name, "weight")
     assert weight is not None
@@ -137,9 +135,7 @@ def _route_softmax(
     return logits, weights, places
 
 
-def _route_grouped(
-    m: Machine, case: Case, facts: Moe, hidden: Tensor, name: str
-) -> Choice:
+def _route_grouped(m: Machine, case: Case, facts: Moe, hidden: Tensor, name: str) -> Choice:
     """``DeepseekV3TopkRouter.forward``: only some groups of experts are candidates."""
     del case
     weight = m.get(name, "weight")
