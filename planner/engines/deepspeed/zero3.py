@@ -28,6 +28,7 @@ from planner.engines.deepspeed.zero3_partition import Partitions, partitions
 from planner.engines.deepspeed.zero3_step import Step
 from planner.memory.terms import Term
 from planner.memory.timeline import Timeline
+from planner.spec.deepspeed import Zero
 
 
 @dataclass(slots=True, kw_only=True)
@@ -144,7 +145,7 @@ def zero_three(setup: Setup, *, reduce_scatter_clones: bool = False) -> ZeroThre
         sizes=sizes_,
         coordinator=Coordinator(
             gathers=gathers,
-            prefetch_numel=zero.stage3_prefetch_bucket_size,
+            prefetch_numel=_prefetch_numel(zero),
             max_live_numel=zero.stage3_max_live_parameters,
             max_reuse_numel=zero.stage3_max_reuse_distance,
         ),
@@ -159,3 +160,8 @@ def zero_three(setup: Setup, *, reduce_scatter_clones: bool = False) -> ZeroThre
         ),
         optimizer=Step(layout=layout, training=setup.training, sizes=sizes_),
     )
+
+
+def _prefetch_numel(zero: Zero) -> int:
+    """One parameter at a time if gathers are sequential (runtime/engine.py:2742-2744)."""
+    return 1 if zero.stage3_allgather_sequential else zero.stage3_prefetch_bucket_size

@@ -64,7 +64,7 @@ class Gathers:
         self.status = [Status.AWAY] * len(self.pieces)
 
     def gather(self, timeline: Timeline, parameters: Sequence[int]) -> None:
-        """Start the gather of parameters that are away, by the ranks that share them (1540-1602)."""
+        """Start the gather of parameters that are away, group by group (1540-1602)."""
         ordered = sorted(parameters, key=lambda p: (self.pieces[p].expert, p))
         for _, group in groupby(ordered, key=lambda p: self.pieces[p].expert):
             members = tuple(group)

@@ -34,17 +34,17 @@ def make_master_weights(timeline: Timeline, layout: Partitions, sizes: Sizes) ->
     """fp32 sub-groups: converted, then cloned (1169-1172).
 
     The name of the converted copy holds it until the next one is there; the last one goes with the
-    function. An fp32 model is its own master (1162-1168).
+    function. An fp32 model needs no conversion, but is cloned too: the branch that would spare it
+    compares a ``torch.device`` with a name, which are never equal (1162-1163).
     """
-    if sizes.model == FP32_BYTES:
-        return
     before = 0
     for group in layout.sub_groups:
         size = group.numel * FP32_BYTES
-        timeline.add(Term.INIT_COPIES, size)
+        converted = 0 if sizes.model == FP32_BYTES else size
+        timeline.add(Term.INIT_COPIES, converted)
         timeline.add(Term.INIT_COPIES, -before)
         timeline.add(Term.MASTER_WEIGHTS, size)
-        before = size
+        before = converted
     timeline.add(Term.INIT_COPIES, -before)
 
 

@@ -1,0 +1,285 @@
+"""Trains modules without activations under ZeRO-3, and reports every mark and what it allocated.
+
+A module hands an empty tensor on and, going back, leaves a whole gradient for each of its
+parameters, and nothing else; so every byte beyond that is DeepSpeed's. A mark is a point at which
+DeepSpeed's hooks act; the worker reports them in the order in which the real hooks fire.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.testing._internal.distributed.fake_pg
+from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+from torch.utils.checkpoint import checkpoint
+
+from planner.validate.ledger import Ledger
+
+CASE_SECONDS = 60
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class Touch(torch.autograd.Function):
+    """``x`` again; the gradients of ``weights`` are new tensors of their sizes."""
+
+    @staticmethod
+    def forward(context: Any, x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+        """Keep the parameters, which costs nothing."""
+        context.save_for_backward(*weights)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Zeros for every weight, one after the other."""
+        return gradient, *(torch.zeros_like(weight) for weight in context.saved_tensors)
+
+
+class Owner(torch.nn.Module):
+    """Parameters of the given sizes, used together."""
+
+    def __init__(self, shapes: list[list[int]], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weights = [torch.nn.Parameter(torch.zeros(shape, dtype=dtype)) for shape in shapes]
+        for place, weight in enumerate(self.weights):
+            self.register_parameter(f"weight{place}", weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Touch them all."""
+        return Touch.apply(x, *self.weights)
+
+
+class Block(torch.nn.Module):
+    """Owners and blocks in a row; without parameters of its own."""
+
+    def __init__(self, parts: list[Any], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.parts = torch.nn.ModuleList(make(part, dtype) for part in parts)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """One after the other."""
+        for part in self.parts:
+            x = part(x)
+        return x
+
+
+class Checkpointed(Block):
+    """A block that is computed again in the backward pass, hooks included."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """What Hugging Face's `GradientCheckpointingLayer` does."""
+        return checkpoint(super().__call__, x, use_reentrant=False)
+
+
+def make(part: Any, dtype: torch.dtype) -> torch.nn.Module:
+    """``{"own": [shapes]}``, ``{"block": [parts]}`` or ``{"checkpoint": [parts]}``."""
+    if "own" in part:
+        return Owner(part["own"], dtype)
+    if "checkpoint" in part:
+        return Checkpointed(part["checkpoint"], dtype)
+    return Block(part["block"], dtype)
+
+
+class FusedStandIn(torch.optim.Optimizer):
+    """What FusedAdam allocates (ops/adam/fused_adam.py:149-157), without its CUDA kernel."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {"lr": 1e-3})
+
+    def step(self, closure: Any = None, **_: Any) -> None:
+        """Create the moments of what has a gradient."""
+        del closure
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                if parameter.grad is not None and not state:
+                    state["exp_avg"] = torch.zeros_like(parameter.data)
+                    state["exp_avg_sq"] = torch.zeros_like(parameter.data)
+
+
+class Recorder:
+    """Reads the ledger after each mark: what is live, and the peak since the mark before."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.books = ledger.books
+        self.marks: list[list[Any]] = []
+        self.places: dict[int, int] = {}
+
+    def note(self, kind: str, parameters: Any = ()) -> None:
+        """Add a mark."""
+        places = sorted({self.places[id(p)] for p in parameters})
+        self.marks.append([kind, places, self.books.now_bytes, self.books.peak_bytes])
+        self.books.peak_bytes = self.books.now_bytes
+
+    @contextlib.contextmanager
+    def hooked(self) -> Iterator[None]:
+        """Note a mark after each action of DeepSpeed's hooks."""
+        coordinator, optimizer = PartitionedParameterCoordinator, DeepSpeedZeroOptimizer_Stage3
+        fetch, release = coordinator.fetch_sub_module, coordinator.release_sub_module
+        reduce = optimizer.reduce_ready_partitions_and_remove_grads
+        coordinator.fetch_sub_module = self._after(fetch, "enter")
+        coordinator.release_sub_module = self._after(release, "leave")
+        optimizer.reduce_ready_partitions_and_remove_grads = self._after(reduce, "gradient")
+        yield
+        coordinator.fetch_sub_module, coordinator.release_sub_module = fetch, release
+        optimizer.reduce_ready_partitions_and_remove_grads = reduce
+
+    def _after(self, function: Callable[..., Any], kind: str) -> Callable[..., Any]:
+        def noted(owner: Any, target: Any, *args: Any, **kwargs: Any) -> Any:
+            result = function(owner, target, *args, **kwargs)
+            if kind == "gradient":
+                self.note(kind, [target])
+            else:
+                way = "forward" if (args and args[0]) or kwargs.get("forward") else "backward"
+                self.note(f"{kind} {way}", target.parameters(recurse=False))
+            return result
+
+        return noted
+
+
+def make_optimizer(case: dict[str, Any], params: Any) -> torch.optim.Optimizer:
+    """The optimizer of a case."""
+    name = case.get("optimizer", "stand_in")
+    if name == "stand_in":
+        return FusedStandIn(params)
+    if name == "cpu_adam":
+        return deepspeed.ops.adam.DeepSpeedCPUAdam(params)
+    kernel = {"fused": {"fused": True}, "foreach": {"foreach": True}, "loop": {"foreach": False}}
+    if name == "sgd":
+        return torch.optim.SGD(params, lr=1e-3, momentum=0.9, **kernel[case["kernel"]])
+    return torch.optim.AdamW(params, lr=1e-3, **kernel[case["kernel"]])
+
+
+def build(case: dict[str, Any]) -> torch.nn.Module:
+    """The model, whole or partitioned parameter by parameter as it is made."""
+    dtype = DTYPES[case["precision"]]
+    if not case.get("zero_init", False):
+        return make(case["model"], dtype)
+    with deepspeed.zero.Init(config_dict_or_path=case["config"], dtype=dtype):
+        return make(case["model"], dtype)
+
+
+def train(case: dict[str, Any], ledger: Ledger) -> list[list[Any]]:
+    """Initialise and take the steps of the case."""
+    recorder = Recorder(ledger)
+    model = build(case)
+    recorder.places = {id(p): place for place, p in enumerate(model.parameters())}
+    recorder.note("made")
+    params = split(model.parameters(), case.get("groups", "one"))
+    optimizer = make_optimizer(case, params)
+    engine, *_ = deepspeed.initialize(model=model, config=case["config"], optimizer=optimizer)
+    recorder.note("initialised")
+    accumulation = case["config"].get("gradient_accumulation_steps", 1)
+    x = torch.ones(0, dtype=DTYPES[case["precision"]], requires_grad=True)
+    with recorder.hooked():
+        for _ in range(case.get("steps", 3) * accumulation):
+            recorder.note("begin_forward")
+            loss = engine(x).sum()
+            recorder.note("begin_backward")
+            engine.backward(loss)
+            del loss
+            recorder.note("end_backward")
+            engine.step()
+            if engine.micro_steps % accumulation == 0:
+                recorder.note("step")
+    return recorder.marks
+
+
+def split(weights: Any, groups: str) -> list[dict[str, Any]]:
+    """All in one group, or those with one dim in a second."""
+    weights = list(weights)
+    if groups == "one":
+        return [{"params": weights}]
+    return [
+        {"params": [w for w in weights if len(getattr(w, "ds_shape", w.shape)) > 1]},
+        {"params": [w for w in weights if len(getattr(w, "ds_shape", w.shape)) == 1]},
+    ]
+
+
+def run(case: dict[str, Any]) -> list[list[Any]]:
+    """The marks of one case."""
+    if "world" in case:
+        start_alone(case["rank"], case["world"])
+    deepspeed.init_distributed("gloo")
+    if "world" not in case:
+        settle_collectives()
+    if case["precision"] == "fp16":
+        get_accelerator().is_fp16_supported = lambda: True  # it is slow on a CPU, but it works
+        torch.isinf = lambda x: x.abs() == torch.inf  # as ATen does it, where the ledger sees it
+    ledger = Ledger()
+    with ledger:
+        return train(case, ledger)
+
+
+def start_alone(rank: int, world: int) -> None:
+    """Be one rank of many whose collectives return at once, with what was in the buffers."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_SIZE": str(world)}
+    coordinator = sys.modules[PartitionedParameterCoordinator.__module__]
+    coordinator.assert_ints_same_as_other_ranks = bool  # nobody is there to compare
+    backend = sys.modules["deepspeed.comm.torch"]  # the attribute of this name is torch itself
+    backend.build_shm_op = lambda: None  # it would wait for other ranks on this machine
+    store = torch.testing._internal.distributed.fake_pg.FakeStore()
+    torch.distributed.init_process_group("fake", rank=rank, world_size=world, store=store)
+
+
+def settle_collectives() -> None:
+    """Let gloo's threads drop what they hold of a collective before anything else happens."""
+    backend = deepspeed.comm.comm.cdb
+    for name in ("all_gather_into_tensor", "reduce_scatter_tensor", "all_reduce"):
+        setattr(backend, name, _settled(getattr(backend, name)))
+
+
+def _settled(collective: Callable[..., Any]) -> Callable[..., Any]:
+    def settled(*args: Any, **kwargs: Any) -> Any:
+        work = collective(*args, **kwargs)
+        if work is not None:
+            work.wait()
+        time.sleep(0.02)
+        return work
+
+    return settled
+
+
+def run_forked(case: dict[str, Any], output: Path) -> Any:
+    """Run a case in a child, so that no case sees what another left in DeepSpeed's globals.
+
+    The marks, or the traceback of what went wrong.
+    """
+    child = os.fork()
+    if child == 0:
+        signal.alarm(CASE_SECONDS)
+        try:
+            output.write_text(json.dumps(run(case)))
+        except Exception:  # noqa: BLE001 - the parent shows it
+            output.write_text(json.dumps(traceback.format_exc()))
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        return f"the case was stopped after {CASE_SECONDS} s"
+    return json.loads(output.read_text())
+
+
+def main() -> None:
+    """Run the case, or each of the cases, of the command line and write the marks."""
+    case, output = json.loads(sys.argv[1]), Path(sys.argv[2])
+    if isinstance(case, list):
+        part = output.with_suffix(".part")
+        marks = [run_forked(one, part) for one in case]
+        output.write_text(json.dumps(marks))
+    else:
+        output.write_text(json.dumps(run(case)))
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
