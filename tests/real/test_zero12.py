@@ -112,7 +112,7 @@ def worker_case(stage, ranks, options):
 
 def strategy_of(stage, ranks, options):
     """The setup of a case and our strategy for it."""
-    kernel = options.get("kernel", "fused" if stage else "foreach")
+    kernel = options.get("kernel", "fused")
     setup = make_setup(
         SHAPES,
         dp=ranks,

@@ -61,7 +61,7 @@ class ZeroOneTwo:
     """Gradients that live until the next reduction."""
     _stale: list[Stale] = field(default_factory=list)
     """What lives until the step."""
-    _memo: dict[tuple[int, ...], Copies] = field(default_factory=dict)
+    _memo: dict[tuple[int, ...], tuple[Copies, ...]] = field(default_factory=dict)
 
     def initialise(self, timeline: Timeline) -> None:
         """Flatten the groups, clone the master partitions, create gradients once and drop them."""
@@ -188,16 +188,8 @@ class ZeroOneTwo:
         made = self._memo.get(key)
         if made is None:
             made = self._memo[key] = copies(self.layout, bucket, self.rules)
-        if made.everyone:
-            timeline.add(Term.REDUCE_COPIES, made.everyone)
-        for size, owners in made.alone:
-            timeline.add(Term.REDUCE_COPIES, size, owners)
-        for size, owners in made.casts:
-            timeline.spike(Term.REDUCE_COPIES, size, owners)
-        for size, owners in made.alone:
-            timeline.add(Term.REDUCE_COPIES, -size, owners)
-        if made.everyone:
-            timeline.add(Term.REDUCE_COPIES, -made.everyone)
+        for copy in made:
+            _book(timeline, copy)
 
     def _give_up(self, timeline: Timeline, parameter: int) -> None:
         """Free a gradient outside the bucket buffer when its owners and the others do."""
@@ -250,3 +242,19 @@ class ZeroOneTwo:
                     self._stale.append((Term.BUCKETS, size, owners, group))
         self._buffers = self._filling = 0
         self._filled = ([], [])
+
+
+def _book(timeline: Timeline, copy: Copies) -> None:
+    """Book one reduction: the flat copy, the cast that outlives it, the casts of what is owned."""
+    if copy.alone is not None:
+        reducing, reduced, owners = copy.alone
+        timeline.add(Term.REDUCE_COPIES, reducing, owners)
+    timeline.add(Term.REDUCE_COPIES, copy.reducing)
+    timeline.add(Term.REDUCE_COPIES, copy.reduced - copy.reducing)
+    if copy.alone is not None:
+        timeline.add(Term.REDUCE_COPIES, reduced - reducing, owners)
+    for size, owner in copy.casts:
+        timeline.spike(Term.REDUCE_COPIES, size, owner)
+    timeline.add(Term.REDUCE_COPIES, -copy.reduced)
+    if copy.alone is not None:
+        timeline.add(Term.REDUCE_COPIES, -reduced, owners)
