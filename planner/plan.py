@@ -58,6 +58,11 @@ class RankPlan:
         return max(self.phases, key=lambda phase: phase.peak_bytes)
 
 
+def _need(rank: RankPlan) -> tuple[int, int]:
+    """Of the device; where that is full whatever the rank allocates, the allocated bytes tell."""
+    return rank.beyond.device_bytes, rank.beyond.allocated_bytes
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """The answer to one file."""
@@ -72,7 +77,7 @@ class Plan:
     @property
     def worst(self) -> RankPlan:
         """The rank that needs most of its device."""
-        return max(self.ranks, key=lambda rank: rank.beyond.device_bytes)
+        return max(self.ranks, key=_need)
 
     @property
     def stages(self) -> tuple[RankPlan, ...]:
@@ -80,7 +85,7 @@ class Plan:
         worst: dict[int, RankPlan] = {}
         for rank in self.ranks:
             held = worst.get(rank.stage)
-            if held is None or rank.beyond.device_bytes > held.beyond.device_bytes:
+            if held is None or _need(rank) > _need(held):
                 worst[rank.stage] = rank
         return tuple(worst[stage] for stage in sorted(worst))
 

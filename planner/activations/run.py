@@ -114,7 +114,8 @@ def _run_stem(machine: Machine, case: Case) -> Pass:
     output, shared = hf_ends.stem(machine, case)
     if case.boundary or not case.recomputed:
         for tensor in shared.passing:
-            machine.disown(tensor)
+            # Checkpoints keep their arguments, so that what would pass is saved.
+            machine.disown(machine.book(tensor, Term.ACTIVATIONS) if case.recomputed else tensor)
     if case.boundary:
         for tensor in shared.saved:
             machine.disown(machine.book(tensor, Term.ACTIVATIONS))

@@ -89,7 +89,12 @@ def workspace_bytes(device: Device) -> int:
     unified with cuBLAS's, 2026-01). ``CUBLAS_WORKSPACE_CONFIG`` changes W. From 2.15 on (pull
     request 194311, 2026-08) a workspace lives for one multiplication only.
     """
-    return _TRAINING_HANDLES * _WORKSPACE_BYTES[device.architecture]
+    return _TRAINING_HANDLES * handle_workspace_bytes(device)
+
+
+def handle_workspace_bytes(device: Device) -> int:
+    """Size W of one handle's workspace, see `workspace_bytes`."""
+    return _WORKSPACE_BYTES[device.architecture]
 
 
 def _device(name: str, row: Mapping[str, Any]) -> Device:

@@ -10,7 +10,7 @@ from planner.engines.deepspeed.stage import Run
 from planner.layout.stage import Stage
 from planner.layout.tensor import padded_vocabulary
 from planner.memory.terms import Term
-from planner.spec.devices import workspace_bytes
+from planner.spec.devices import handle_workspace_bytes
 from planner.units import MIB
 
 MODELING = "the family's modeling file in transformers 5.23, run by torch's autograd rules"
@@ -43,7 +43,8 @@ def pass_notes(run: Run, stage: Stage) -> Iterator[Note]:
     )
     yield Note(
         Term.WORKSPACES,
-        f"{workspace_bytes(run.device) / MIB:.1f} MiB for the forward and for the backward thread",
+        f"{handle_workspace_bytes(run.device) / MIB:.1f} MiB for the forward and as much for the "
+        "backward thread",
         "torch, aten/src/ATen/cuda/CublasHandlePool.cpp",
     )
 

@@ -21,7 +21,7 @@ from planner.memory.timeline import Timeline
 from planner.model.description import Model
 from planner.spec.cluster import Device
 from planner.spec.deepspeed import DeepSpeed
-from planner.spec.devices import workspace_bytes
+from planner.spec.devices import handle_workspace_bytes
 from planner.spec.layout import Layout
 from planner.spec.training import Training
 
@@ -109,13 +109,16 @@ def _walk(
     setup: Setup,
 ) -> StepWalk | PipelineWalk:
     tokens = run.training.micro_batch_size * run.training.sequence_length // run.layout.sp
+    workspace = handle_workspace_bytes(run.device)
     if stage.num_stages > 1:
         hidden = tokens * run.model.hidden_size * SIZES[run.training.precision]
-        return pipeline_walk(stage, tapes, strategy, setup, boundary_bytes=hidden)
+        return pipeline_walk(
+            stage, tapes, strategy, setup, boundary_bytes=hidden, workspace_bytes=workspace
+        )
     return StepWalk(
         layers=passes(stage, tapes),
         strategy=strategy,
         micro_steps=run.micro_steps,
         batch_bytes=2 * TOKEN_BYTES * tokens,
-        workspace_bytes=workspace_bytes(run.device),
+        workspace_bytes=workspace,
     )
