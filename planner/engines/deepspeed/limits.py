@@ -36,6 +36,13 @@ def _recompute(case: Case) -> Iterator[Refusal]:
             "",
             "use none or full, or implementation: megatron",
         )
+    if case.deepspeed.pipeline.activation_checkpoint_interval:
+        yield Refusal(
+            "deepspeed.pipeline.activation_checkpoint_interval",
+            "the planner counts one checkpoint a block, and not by this key",
+            "",
+            "leave it out and use training.recompute: full",
+        )
     for name in ("partition_activations", "cpu_checkpointing", "contiguous_memory_optimization"):
         if getattr(checkpointing, name):
             yield _unknown(f"deepspeed.activation_checkpointing.{name}", name, "leave it out")

@@ -1,7 +1,7 @@
 """One pipeline stage under DeepSpeed, from its initialisation to a step like all that follow."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from planner.activations.eager import Backend
@@ -64,7 +64,7 @@ def run_stage(run: Run, stage: Stage) -> StageRun:
     tapes = stage_tapes(
         tuple(layer.placed.layer for layer in stage.layers),
         model=run.model,
-        training=run.training,
+        training=_as_run(run),
         layout=run.layout,
         deepspeed=run.deepspeed,
         backend=run.backend,
@@ -77,6 +77,11 @@ def run_stage(run: Run, stage: Stage) -> StageRun:
     walk.walk(timeline, "first_")
     walk.walk(timeline)
     return StageRun(timeline, strategy)
+
+
+def _as_run(run: Run) -> Training:
+    """The last stage of a pipeline keeps its logits, whatever the loop does (pipe/engine.py:821)."""
+    return replace(run.training, keep_logits=True) if run.layout.pp > 1 else run.training
 
 
 def _setup(run: Run, stage: Stage) -> Setup:
