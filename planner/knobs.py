@@ -76,6 +76,13 @@ def _half_micro_batch(spec: Spec) -> Spec | None:
     return replace(spec, training=replace(spec.training, micro_batch_size=size // 2))
 
 
+_STAGES: tuple[tuple[ZeroStage, str], ...] = (
+    (0, "no partition of optimizer state"),
+    (1, "as stage 0, gathers weights once a step"),
+    (2, "as stage 1, reduces gradients every micro-step"),
+    (3, "gathers weights in every forward and backward pass"),
+)
+
 KNOBS = (
     Knob(
         change="training.recompute: full",
@@ -124,12 +131,7 @@ KNOBS = (
     ),
     *(
         Knob(change=f"layout.zero_stage: {stage}", price=price, turn=_stage(stage))
-        for stage, price in (
-            (0, "no partition of optimizer state"),
-            (1, "as stage 0, gathers weights once a step"),
-            (2, "as stage 1, reduces gradients every micro-step"),
-            (3, "gathers weights in every forward and backward pass"),
-        )
+        for stage, price in _STAGES
     ),
     Knob(
         change="layout.tp: double",

@@ -9,7 +9,9 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_map_of_folders_is_the_tree():
     told = set(re.findall(r"^\| `([\w/]+/)` \|", README, re.MULTILINE))
-    packages = {f"planner/{p.name}/" for p in (ROOT / "planner").iterdir() if (p / "__init__.py").exists()}
+    packages = {
+        f"planner/{p.name}/" for p in (ROOT / "planner").iterdir() if (p / "__init__.py").exists()
+    }
     others = {"cluster_configs/", "experiments/", "tests/", "docs/"}
     assert told == packages | others
 

@@ -5,8 +5,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.memory.terms import Term
 from planner.layout.ranks import PartitionIndex
+from planner.memory.terms import Term
 from planner.memory.timeline import EVERYONE, Timeline
 
 INDICES = [PartitionIndex(dense, dense // 2) for dense in range(4)]

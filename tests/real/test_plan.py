@@ -1,4 +1,4 @@
-"""Plans of whole files against real training: DeepSpeed, transformers, two ranks, every byte counted.
+"""Plans of whole files against real training: DeepSpeed, transformers, two ranks, to the byte.
 
 What the ledger sees beyond the plan: buffers of a model that are no parameters (rotary frequencies:
 a few hundred bytes), and the scalars of losses, norms and steps.

@@ -80,7 +80,7 @@ def run_stage(run: Run, stage: Stage) -> StageRun:
 
 
 def _as_run(run: Run) -> Training:
-    """The last stage of a pipeline keeps its logits, whatever the loop does (pipe/engine.py:821)."""
+    """A pipeline keeps its logits, whatever the training loop does (pipe/engine.py:821)."""
     return replace(run.training, keep_logits=True) if run.layout.pp > 1 else run.training
 
 
