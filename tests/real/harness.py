@@ -1,9 +1,11 @@
 """Starts a worker script on some CPU ranks and collects what each of them reports.
 
-A worker is a Python file. It reads its case from the JSON in ``sys.argv[1]``, finds RANK, WORLD_SIZE
-and the rendezvous in its environment, and writes one JSON document to the path in ``sys.argv[2]``.
+A worker is a Python file. It reads its case from the JSON in ``sys.argv[1]``, finds RANK,
+WORLD_SIZE and the rendezvous in its environment, and writes one JSON document to the path in
+``sys.argv[2]``.
 """
 
+import ctypes
 import json
 import os
 import signal
@@ -49,7 +51,14 @@ def _start(
             stderr=subprocess.STDOUT,
             env=os.environ | environment,
             start_new_session=True,
+        preexec_fn=_end_with_parent,  # noqa: PLW1509 - one system call, no threads here
         )
+
+
+def _end_with_parent() -> None:
+    """Ask the kernel to kill the worker when the test runner dies, however it dies."""
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 def _environment(rank: int, ranks: int, port: int) -> dict[str, str]:
