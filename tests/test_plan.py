@@ -365,4 +365,4 @@ def test_every_family_plans(name: str, stage: int, recompute: str) -> None:
     after = by_phase(only(plan))["step"].end_terms
     numel = plan.model.num_parameters
     assert after[Term.OPTIMIZER_STATES] == pytest.approx(numel, rel=0.001)
-    assert plan.worst.peak.peak_bytes > plan.worst.phases[-1].end_bytes
+    add_up(only(plan))

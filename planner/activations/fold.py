@@ -60,13 +60,15 @@ def handed_down(
     """The backward pass of a head, its input's gradient counted as the layer before expects it.
 
     A loss that computes gradients in its forward pass saves what it hands down: until then it is
-    kept (`Term.ACTIVATIONS`), from then on it passes (`Term.TRANSIENT`). What the loop holds stays.
+    kept (`Term.ACTIVATIONS`), from then on it passes (`Term.TRANSIENT`). What the loop holds stays,
+    and a tied weight's gradient waits for the stem's.
     """
     sums = [0] * NUM_TERMS
     for segment in (*forward, *backward):
         for term, size in segment.net:
             sums[term] += size
     sums[Term.LOGITS] -= held_bytes
+    sums[Term.GRADIENTS] = 0
     *others, last = backward
     net = [0] * NUM_TERMS
     for term, size in last.net:

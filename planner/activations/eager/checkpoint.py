@@ -73,6 +73,7 @@ class _Frame:
         self.ran = True
         machine = self.inputs[0].machine
         outer = machine.pack, machine.recording, machine.label, machine.term
+        first = len(machine.sizes)
         machine.pack, machine.recording = self.pack_again, True
         try:
             self.function(*self.inputs)
@@ -80,7 +81,7 @@ class _Frame:
             pass
         finally:
             machine.pack, machine.recording, machine.label, machine.term = outer
-        machine.settle()
+        machine.settle(first)
 
 
 def checkpoint(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:

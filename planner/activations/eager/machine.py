@@ -67,10 +67,14 @@ class Machine:
         self.live.discard(storage.index)
         self.events.append(-storage.index)
 
-    def settle(self) -> None:
-        """What is alive now and has no term yet is kept for the backward pass."""
+    def settle(self, first: int = 0) -> None:
+        """What is alive now and has no term yet is kept for the backward pass.
+
+        Gradients that are on their way are not: recomputation settles from its ``first``
+        allocation on.
+        """
         for index in self.live:
-            if self.terms[index] is None:
+            if index >= first and self.terms[index] is None:
                 self.terms[index] = Term.ACTIVATIONS
 
     @contextmanager

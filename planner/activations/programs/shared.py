@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from planner.activations.eager import Machine, Tensor, cat, empty, scale, to
 from planner.activations.programs.case import Case
+from planner.memory.terms import Term
 
 Kind = tuple[tuple[int, ...], str]
 
@@ -79,7 +80,10 @@ def find_shared(m: Machine, case: Case) -> Shared:
         shared.passing.extend(m.external(shape, dtype) for shape, dtype in passing(case))
     if case.rotary_size:
         shape, dtype = rotary_shape(case), rotary_dtype(case)
-        shared.saved.extend(m.external(shape, dtype) for _ in range(2 * rotary_pairs(case)))
+        shared.saved.extend(
+            m.book(m.external(shape, dtype), Term.ACTIVATIONS)
+            for _ in range(2 * rotary_pairs(case))
+        )
     return shared
 
 
