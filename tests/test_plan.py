@@ -335,11 +335,13 @@ def test_a_published_run_of_llama_3_8b_on_eight_h100() -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_what_is_shipped_plans_or_is_refused_with_a_mend(path: Path) -> None:
     spec = load(path)
-    if path.stem == "llama-2-7b-1node-offload":
-        with pytest.raises(RefusedError, match="ZeRO-3 is not modelled yet; leave it out, or use"):
-            make_plan(spec)
+    try:
+        plan = make_plan(spec)
+    except RefusedError as refused:
+        assert path.stem == "llama-2-7b-1node-offload"
+        for line in str(refused).splitlines():
+            assert "with ZeRO-3 is not modelled yet; leave it out, or use" in line
         return
-    plan = make_plan(spec)
     assert plan.verdict in {"fits", "tight"}
     assert plan.worst.peak.peak_bytes > plan.worst.local_parameters * 2 / spec.fixed_layout.dp
 

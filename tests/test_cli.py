@@ -1,0 +1,314 @@
+"""The commands as a shell sees them: exit codes, messages, documents, widths."""
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from planner.cli import main
+from tests.spec.broken import BROKEN, GOOD, Broken, good
+
+CONFIGS = Path(__file__).parents[1] / "cluster_configs"
+QWEN = CONFIGS / "qwen2-72b-64xh100.yaml"
+FITS, DOES_NOT_FIT, BAD_INPUT = 0, 1, 2
+
+
+class Ran(NamedTuple):
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def planner(monkeypatch):
+    """Run a command in this process, on a terminal of some width."""
+
+    def run(*arguments: object, columns: int | None = 80) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["planner", *map(str, arguments)])
+        if columns is None:
+            monkeypatch.delenv("COLUMNS", raising=False)
+        else:
+            monkeypatch.setenv("COLUMNS", str(columns))
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                main()
+                code: Any = 0
+            except SystemExit as ended:
+                code = ended.code or 0
+        return Ran(code, out.getvalue(), err.getvalue())
+
+    return run
+
+
+def shell(*arguments: object, cwd: Path | None = None) -> Ran:
+    """The same in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "planner.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(CONFIGS.parent)},
+        cwd=cwd,
+    )
+    return Ran(done.returncode, done.stdout, done.stderr)
+
+
+def is_told(ran: Ran, case: Broken, folder: Path) -> None:
+    assert ran.code == BAD_INPUT
+    assert ran.out == ""
+    assert "Traceback" not in ran.err
+    lines = [line for line in ran.err.splitlines() if line.startswith(case.where(folder))]
+    assert any(all(piece in line for piece in case.says) for line in lines), ran.err
+    assert len(ran.err.splitlines()) == case.num_faults
+
+
+@pytest.mark.parametrize("case", BROKEN, ids=lambda case: case.id)
+def test_a_broken_file_is_told_on_stderr_with_exit_code_2(case: Broken, tmp_path, planner):
+    is_told(planner("plan", case.write(tmp_path)), case, tmp_path)
+
+
+@pytest.mark.parametrize("case", BROKEN[::20], ids=lambda case: case.id)
+def test_a_shell_sees_the_same_of_a_broken_file(case: Broken, tmp_path):
+    is_told(shell("plan", case.write(tmp_path)), case, tmp_path)
+
+
+@pytest.mark.parametrize("command", ["plan", "explain"])
+def test_what_the_framework_refuses_is_bad_input(command: str, tmp_path, planner):
+    path = tmp_path / "spec.yaml"
+    path.write_text(good("zero_stage: 1", "zero_stage: 2"))
+    ran = planner(command, path)
+    assert ran.code == BAD_INPUT
+    assert ran.out == ""
+    (line,) = ran.err.splitlines()
+    assert line.startswith(f"{path}: layout.")
+    assert "runtime/pipe/engine.py" in line
+
+
+def test_a_file_that_fits(planner):
+    ran = planner("plan", QWEN)
+    assert ran.code == FITS
+    assert ran.err == ""
+    assert "Fits: rank" in ran.out
+    assert "qwen2-72b: 72.71 B parameters on 64 x h100-sxm-80gb (79.10 GiB each)" in ran.out
+
+
+def test_a_file_that_does_not_fit(tmp_path, planner):
+    path = tmp_path / "spec.yaml"
+    path.write_text(good("h100-sxm-80gb", "{like: h100-sxm-80gb, memory: 8GiB}"))
+    ran = planner("plan", path)
+    assert ran.code == DOES_NOT_FIT
+    assert ran.err == ""
+    assert "Does not fit: rank" in ran.out
+    assert planner("plan", path, "--json").code == DOES_NOT_FIT
+    assert planner("plan", path, "--rank", 0).code == DOES_NOT_FIT
+
+
+def test_a_shell_gets_the_three_exit_codes(tmp_path):
+    (tmp_path / "fits.yaml").write_text(GOOD)
+    (tmp_path / "not.yaml").write_text(good("h100-sxm-80gb", "{like: h100-sxm-80gb, memory: 8GiB}"))
+    (tmp_path / "bad.yaml").write_text(good("tp: 2", "tp: 3"))
+    names = ("fits.yaml", "not.yaml", "bad.yaml")
+    assert [shell("plan", name, cwd=tmp_path).code for name in names] == [0, 1, 2]
+
+
+def test_a_rank_over_the_step(planner):
+    ran = planner("plan", QWEN, "--rank", 40, columns=200)
+    assert ran.code == FITS
+    assert "rank 40: stage 2 (40-60), pp 2, dp 1, sp 0, tp 0, " in ran.out
+    for phase in ("init", "first forward", "first backward", "first step", "backward", "step"):
+        assert f"\n{phase} " in ran.out
+
+
+@pytest.mark.parametrize("rank", [64, 99999, -1])
+def test_a_rank_that_is_not_there(rank: int, planner):
+    ran = planner("plan", QWEN, "--rank", rank)
+    assert ran.code == BAD_INPUT
+    assert ran.err.splitlines() == [
+        f"--rank {rank}: the layout has ranks 0 to 63; choose one of them"
+    ]
+
+
+def test_a_rank_that_is_no_number(planner):
+    ran = planner("plan", QWEN, "--rank", "first")
+    assert ran.code == BAD_INPUT
+    assert "Invalid value for '--rank'" in ran.err
+    assert "Traceback" not in ran.err
+
+
+PEAK = {
+    "phase": str,
+    "allocated_bytes": int,
+    "reserved_bytes": int,
+    "device_bytes": int,
+    "reserved_range_bytes": list,
+    "device_range_bytes": list,
+}
+RANK = {
+    "rank": int,
+    "num_ranks": int,
+    "stage": int,
+    "coordinates": dict,
+    "local_parameters": int,
+    "peak": dict,
+    "phases": list,
+    "host_bytes": int,
+}
+PLAN = {
+    "schema": str,
+    "file": str,
+    "model": dict,
+    "layout": dict,
+    "num_devices": int,
+    "ranks": list,
+    "verdict": dict,
+    "assumptions": list,
+    "warnings": list,
+}
+VERDICT = {"fits": bool, "verdict": str, "worst_rank": int, "capacity_bytes": int}
+PHASE = {"phase": str, "allocated_bytes": int, "peak_allocated_bytes": int, "terms": dict}
+
+
+def has(document: dict[str, Any], keys: dict[str, type]) -> None:
+    assert {key: type(document.get(key)) for key in keys} == keys
+
+
+def test_the_document_of_a_plan(planner):
+    ran = planner("plan", QWEN, "--json")
+    document = json.loads(ran.out)
+    has(document, PLAN)
+    assert document["schema"] == "planner.plan/1"
+    assert document["model"]["name"] == "qwen2-72b"
+    assert document["model"]["parameters"] == {"total": 72_706_203_648, "active": 72_706_203_648}
+    layout = {"dp": 2, "tp": 8, "pp": 4, "ep": 1, "sp": 1, "zero_stage": 1}
+    assert {key: document["layout"][key] for key in layout} == layout
+    has(document["verdict"], {**VERDICT, "headroom_bytes": int})
+    for rank in document["ranks"]:
+        has(rank, RANK)
+        has(rank["peak"], PEAK)
+        for phase in rank["phases"]:
+            has(phase, PHASE)
+            assert sum(phase["terms"].values()) == phase["peak_allocated_bytes"]
+        highest = max(phase["peak_allocated_bytes"] for phase in rank["phases"])
+        assert rank["peak"]["allocated_bytes"] == highest
+    assert sum(rank["num_ranks"] for rank in document["ranks"]) == document["num_devices"] == 64
+    worst = max(document["ranks"], key=lambda rank: rank["peak"]["device_bytes"])["peak"]
+    verdict = document["verdict"]
+    assert verdict["capacity_bytes"] - worst["device_bytes"] == verdict["headroom_bytes"]
+
+
+def test_the_document_of_one_rank(planner):
+    document = json.loads(planner("plan", QWEN, "--rank", 63, "--json").out)
+    (rank,) = document["ranks"]
+    assert (rank["rank"], rank["num_ranks"], rank["stage"]) == (63, 1, 3)
+    assert rank["coordinates"] == {"pp": 3, "dp": 1, "sp": 0, "tp": 7}
+
+
+def test_the_document_of_an_explanation(planner):
+    document = json.loads(planner("explain", QWEN, "--json").out)
+    assert document["schema"] == "planner.explanation/1"
+    sizes = [alive["bytes"] for alive in document["alive"]]
+    assert sum(sizes) == document["peak_allocated_bytes"]
+    assert sizes == sorted(sizes, reverse=True)
+    for alive in document["alive"]:
+        assert alive["notes"], alive["term"]
+        for note in alive["notes"]:
+            assert note["formula"]
+            assert note["source"]
+    assert document["knobs"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "schema", "key"),
+    [
+        (("params", "qwen2-72b"), "planner.params/1", "inference"),
+        (("models",), "planner.models/1", "models"),
+        (("devices",), "planner.devices/1", "devices"),
+    ],
+)
+def test_the_other_documents(arguments: tuple[str, ...], schema: str, key: str, planner):
+    ran = planner(*arguments, "--json")
+    document = json.loads(ran.out)
+    assert ran.code == 0
+    assert document["schema"] == schema
+    assert document[key]
+
+
+COMMANDS = [
+    ("plan", QWEN),
+    ("plan", QWEN, "--rank", "5"),
+    ("plan", CONFIGS / "deepseek-v3-2048xh800.yaml"),
+    ("plan", CONFIGS / "this-machine-cpu.yaml"),
+    ("explain", QWEN),
+    ("explain", CONFIGS / "mixtral-8x7b-16xa100.yaml"),
+    ("params", "qwen2-72b"),
+    ("params", "deepseek-v3", "--tp", "8"),
+    ("models",),
+    ("devices",),
+]
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+@pytest.mark.parametrize(
+    "command", COMMANDS, ids=lambda c: "-".join(Path(str(part)).stem for part in c)
+)
+def test_no_line_is_wider_than_the_terminal(command: tuple[object, ...], columns: int, planner):
+    ran = planner(*command, columns=columns)
+    assert ran.code == FITS, ran.err
+    assert max(map(len, ran.out.splitlines())) <= columns
+
+
+def test_a_pipe_is_as_wide_as_a_plan_needs(planner):
+    lines = planner("plan", QWEN, columns=None).out.splitlines()
+    assert 80 < max(map(len, lines)) <= 200
+    (first,) = (line for line in lines if line.startswith("0 "))
+    assert len(first.split()) > 8
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ("lama-3-8b", "did you mean llama-3-8b"),
+        ("", "is not a model"),
+        ("/no/such/config.json", "does not exist"),
+    ],
+)
+def test_a_model_that_is_not_known(model: str, says: str, planner):
+    ran = planner("params", model)
+    assert ran.code == BAD_INPUT
+    assert ran.out == ""
+    assert says in ran.err
+    assert "Traceback" not in ran.err
+
+
+@pytest.mark.parametrize("option", ["--tp", "--batch", "--context"])
+def test_params_wants_counts(option: str, planner):
+    ran = planner("params", "qwen2-72b", option, 0)
+    assert ran.code == BAD_INPUT
+    assert f"Invalid value for '{option}'" in ran.err
+    assert "1" in ran.err
+
+
+def test_importing_a_folder_without_a_configuration(tmp_path, planner):
+    ran = planner("model", "import", tmp_path)
+    assert ran.code == BAD_INPUT
+    assert ran.out == ""
+    assert str(tmp_path) in ran.err
+    assert "config.json" in ran.err
+    assert "Traceback" not in ran.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_command_one_is_shown_what_there_is(planner):
+    ran = planner()
+    assert ran.code == BAD_INPUT
+    for command in ("plan", "explain", "params", "models", "devices", "model"):
+        assert command in ran.out + ran.err
