@@ -7,14 +7,12 @@ from typing import NamedTuple
 from planner.activations.eager import Backend
 from planner.activations.layers import stage_tapes
 from planner.activations.tape import LayerTape
-from planner.engines.deepspeed.bf16_optimizer import bf16_optimizer, uses_bf16_optimizer
+from planner.engines.deepspeed.below_three import below_three
 from planner.engines.deepspeed.dtypes import SIZES
 from planner.engines.deepspeed.pipeline import PipelineWalk, pipeline_walk
 from planner.engines.deepspeed.strategy import Setup, Strategy
-from planner.engines.deepspeed.unpartitioned import unpartitioned
 from planner.engines.deepspeed.walk import StepWalk, passes
 from planner.engines.deepspeed.zero3 import zero_three
-from planner.engines.deepspeed.zero12 import zero12
 from planner.layout.cut import registered_parameters
 from planner.layout.stage import Stage
 from planner.memory.timeline import Timeline
@@ -96,14 +94,11 @@ def _setup(run: Run, stage: Stage) -> Setup:
 
 
 def _strategy(setup: Setup, run: Run) -> Strategy:
-    """The optimizer that DeepSpeed would build (runtime/engine.py:2299-2323)."""
-    stage = setup.layout.zero_stage
-    if stage == PARTITIONS_WEIGHTS:
+    """The optimizer that DeepSpeed would build."""
+    if setup.layout.zero_stage == PARTITIONS_WEIGHTS:
         # NCCL reduces and scatters in place; gloo, which CPU ranks use, copies first.
         return zero_three(setup, reduce_scatter_clones=run.backend == "cpu")
-    if uses_bf16_optimizer(setup):
-        return bf16_optimizer(setup)
-    return zero12(setup) if stage else unpartitioned(setup)
+    return below_three(setup)
 
 
 def _walk(
