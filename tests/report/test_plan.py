@@ -1,0 +1,83 @@
+"""A plan as a table: what a person must find in it, on narrow and wide terminals."""
+
+from io import StringIO
+
+import pytest
+from rich.console import Console, RenderableType
+
+from planner.memory.terms import Term
+from planner.plan import Plan, make_plan, plan_rank
+from planner.report.plan import COLUMNS, document, render, render_rank
+from planner.spec.load import Spec
+from planner.units import GIB
+from tests.test_plan import spec_of
+
+
+def drawn(renderable: RenderableType, width: int) -> str:
+    console = Console(file=StringIO(), width=width, highlight=False)
+    console.print(renderable)
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    return text
+
+
+def large() -> Spec:
+    return spec_of(
+        model="llama-3-8b",
+        devices=8,
+        layout={"pp": 2, "zero_stage": 1},
+        training={"sequence_length": 2048, "global_batch_size": 16, "recompute": "full"},
+    )
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return make_plan(large())
+
+
+def test_every_term_has_exactly_one_place_in_a_narrow_table() -> None:
+    placed = [term for group in COLUMNS.values() for term in group]
+    assert sorted(placed) == sorted(Term)
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_a_stage_has_a_line_whose_parts_add_up_to_its_peak(plan: Plan, width: int) -> None:
+    lines = drawn(render(plan, width=width), width).splitlines()
+    for rank in plan.stages:
+        (line,) = [line for line in lines if line.startswith(f"{rank.stage}  ")]
+        sizes = [float(word) for word in line.split() if word.count(".") == 1]
+        *parts, peak, device = sizes
+        assert peak == pytest.approx(rank.peak.peak_bytes / GIB, abs=0.006)
+        assert device == pytest.approx(rank.beyond.device_bytes / GIB, abs=0.006)
+        assert sum(parts) == pytest.approx(peak, abs=0.006 * (len(parts) + 1))
+
+
+def test_a_wide_table_names_the_terms_and_a_narrow_one_groups_them(plan: Plan) -> None:
+    assert "pipeline" in drawn(render(plan, width=200), 200)
+    assert "pipeline buffers" not in drawn(render(plan, width=80), 80)
+
+
+def test_the_heading_says_what_is_planned(plan: Plan) -> None:
+    text = drawn(render(plan, width=200), 200)
+    assert "llama-3-8b: 8.03 B parameters on 8 x h100-sxm-80gb (79.10 GiB each)" in text
+    assert "dp 4 tp 1 pp 2 ep 1 sp 1, ZeRO-1, bf16, adamw, 1 x 2048 tokens" in text
+    assert "recompute full" in text
+    for assumption in plan.assumptions:
+        assert assumption in text.replace("\n", " ")
+
+
+def test_one_rank_has_a_line_a_phase() -> None:
+    plan = plan_rank(large(), 5)
+    text = drawn(render_rank(plan, width=200), 200)
+    assert "rank 5: stage 1 (" in text
+    for phase in plan.ranks[0].phases:
+        assert f"\n{phase.phase.replace('_', ' ')} " in text
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_the_document_keeps_every_byte(stage: int) -> None:
+    plan = make_plan(spec_of(layout={"zero_stage": stage}), every_rank=True)
+    for told, rank in zip(document(plan)["ranks"], plan.ranks, strict=True):
+        assert told["peak"]["allocated_bytes"] == rank.peak.peak_bytes
+        for phase in told["phases"]:
+            assert sum(phase["terms"].values()) == phase["peak_allocated_bytes"]
