@@ -162,6 +162,23 @@ CASES = [
         CHECKPOINTED,
         zero={"stage3_max_reuse_distance": 10**9, "stage3_prefetch_bucket_size": 50_000_000},
     ),
+    case("hpz", world=4, rank=1, gas=2, zero={"zero_hpz_partition_size": 2}),
+    case(
+        "hpz-persistent",
+        world=8,
+        rank=7,
+        gas=2,
+        zero={"zero_hpz_partition_size": 4, "stage3_param_persistence_threshold": 500},
+    ),
+    case(
+        "hpz-reuse-0",
+        CHECKPOINTED,
+        world=4,
+        zero={"zero_hpz_partition_size": 2, "stage3_max_reuse_distance": 0},
+    ),
+    case("alone-persistent", world=1, zero={"stage3_param_persistence_threshold": 500}),
+    case("leaf", LEAF, gas=2),
+    case("leaf-reuse-0", LEAF, zero={"stage3_max_reuse_distance": 0}),
     case("foreach", optimizer="adamw", kernel="foreach", zero={"sub_group_size": 3000}),
     case("loop", optimizer="adamw", kernel="loop"),
 ]
@@ -185,6 +202,18 @@ def leaves(part: Any, start: int = 0) -> list[range]:
     found = []
     for inner in parts:
         found += leaves(inner, start)
+        start += len(shapes(inner))
+    return found
+
+
+def owners(part: Any, start: int = 0) -> list[range]:
+    """Parameters of each module that has some of its own."""
+    if "own" in part:
+        return [range(start, start + len(part["own"]))]
+    (parts,) = part.values()
+    found = []
+    for inner in parts:
+        found += owners(inner, start)
         start += len(shapes(inner))
     return found
 
@@ -222,6 +251,7 @@ def setup(case: Any, world: int) -> Setup:
 
 def play(case: Any, strategy: ZeroThree, timeline: Timeline, marks: Any) -> None:
     """Hand the real marks to the strategy; each is a phase of its own."""
+    micro_step = 0
     for place, (mark, owned, _, _) in enumerate(marks):
         timeline.phase(str(place))
         kind, *way = mark.split()
@@ -235,22 +265,23 @@ def play(case: Any, strategy: ZeroThree, timeline: Timeline, marks: Any) -> None
             strategy.initialise(timeline)
         elif kind == "step":
             strategy.step(timeline)
+            micro_step = 0
         elif kind != "made":
-            getattr(strategy, kind)(timeline, 0)
+            getattr(strategy, kind)(timeline, micro_step)
+            micro_step += kind == "end_backward"
 
 
 def made_together(
     case: Any, strategy: ZeroThree, timeline: Timeline, marks: Any, place: int
 ) -> None:
     """The toy's module makes its gradients at once; a mark hands over only one of them."""
+    (parameter,) = marks[place][1]
+    (owner,) = (own for own in owners(case["model"]) if parameter in own)
     sizes = [prod(shape) * strategy.sizes.model for shape in shapes(case["model"])]
-    if marks[place - 1][0] == "gradient":
-        timeline.add(Term.TRANSIENT, -sizes[marks[place][1][0]])
-        return
-    place += 1
-    while marks[place][0] == "gradient":
-        timeline.add(Term.TRANSIENT, sizes[marks[place][1][0]])
-        place += 1
+    if marks[place - 1][0] == "gradient" and marks[place - 1][1][0] in owner:
+        timeline.add(Term.TRANSIENT, -sizes[parameter])
+    else:
+        timeline.add(Term.TRANSIENT, sum(sizes[p] for p in owner if p != parameter))
 
 
 def differences(
@@ -272,10 +303,33 @@ def differences(
     return found
 
 
+OFFLOADED = [
+    case("optimizer", gas=2, zero={"offload_optimizer": {"device": "cpu"}}),
+    case("optimizer-fp32", precision="fp32", zero={"offload_optimizer": {"device": "cpu"}}),
+    case(
+        "optimizer-accumulating-fp32",
+        gas=3,
+        config=ACCUMULATE_FP32,
+        zero={"offload_optimizer": {"device": "cpu"}, "sub_group_size": 3000},
+    ),
+    case("parameters", gas=2, zero={"offload_param": {"device": "cpu"}}),
+    case(
+        "both-last-of-4",
+        world=4,
+        rank=3,
+        zero={
+            "offload_param": {"device": "cpu"},
+            "offload_optimizer": {"device": "cpu"},
+            "stage3_param_persistence_threshold": 500,
+        },
+    ),
+]
+
+
 @pytest.fixture(scope="module")
 def measured() -> dict[str, Any]:
     """All cases, run once in one process that forks for each."""
-    cases = {str(param.id): param.values[0] for param in CASES}
+    cases = {str(param.id): param.values[0] for param in CASES + OFFLOADED}
     (results,) = run_ranks(WORKER, list(cases.values()), ranks=1, timeout_seconds=600)
     return dict(zip(cases, results, strict=True))
 
@@ -284,6 +338,20 @@ def measured() -> dict[str, Any]:
 def test_every_mark_is_predicted(case: Any, measured: Any, request: Any) -> None:
     marks = measured[request.node.callspec.id]
     assert not differences(case, marks, world=case["world"], rank=case["rank"])
+
+
+@pytest.mark.parametrize("case", OFFLOADED)
+def test_device_and_host_together(case: Any, measured: Any, request: Any) -> None:
+    """On a CPU the host is the device: between steps, what both hold is what the run holds."""
+    marks = measured[request.node.callspec.id]
+    strategy, timeline = zero_three(setup(case, case["world"])), Timeline()
+    play(case, strategy, timeline, marks)
+    host = sum(strategy.host_bytes(case["rank"]).values())
+    planned = timeline.fold(PartitionIndex(case["rank"], case["rank"]))
+    steps = [place for place, mark in enumerate(marks) if mark[0] == "step"]
+    assert len(steps) == case["steps"]
+    for place in steps:
+        assert 0 <= marks[place][2] - planned[place].end_bytes - host <= SCALARS_BYTES
 
 
 @pytest.mark.parametrize("model", [UNEVEN, CHECKPOINTED], ids=["plain", "checkpointed"])

@@ -22,6 +22,7 @@ import torch.testing._internal.distributed.fake_pg
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+from deepspeed.utils import set_z3_leaf_modules, z3_leaf_module, z3_leaf_parameter
 from torch.utils.checkpoint import checkpoint
 
 from planner.validate.ledger import Ledger
@@ -82,13 +83,16 @@ class Checkpointed(Block):
         return checkpoint(super().__call__, x, use_reentrant=False)
 
 
+class Leaf(Block):
+    """A block that DeepSpeed gathers as a whole."""
+
+
 def make(part: Any, dtype: torch.dtype) -> torch.nn.Module:
-    """``{"own": [shapes]}``, ``{"block": [parts]}`` or ``{"checkpoint": [parts]}``."""
-    if "own" in part:
-        return Owner(part["own"], dtype)
-    if "checkpoint" in part:
-        return Checkpointed(part["checkpoint"], dtype)
-    return Block(part["block"], dtype)
+    """``{"own": [shapes]}``, ``{"block": [parts]}``, or ``checkpoint`` or ``leaf`` for block."""
+    ((kind, inner),) = part.items()
+    if kind == "own":
+        return Owner(inner, dtype)
+    return {"block": Block, "checkpoint": Checkpointed, "leaf": Leaf}[kind](inner, dtype)
 
 
 class FusedStandIn(torch.optim.Optimizer):
@@ -122,6 +126,12 @@ class Recorder:
         self.marks.append([kind, places, self.books.now_bytes, self.books.peak_bytes])
         self.books.peak_bytes = self.books.now_bytes
 
+    def watch(self, leaves: list[torch.nn.Module]) -> None:
+        """A leaf's gradients are marked when autograd leaves them, not when they are reduced."""
+        for leaf in leaves:
+            for parameter in leaf.parameters():
+                parameter.register_post_accumulate_grad_hook(lambda p: self.note("gradient", [p]))
+
     @contextlib.contextmanager
     def hooked(self) -> Iterator[None]:
         """Note a mark after each action of DeepSpeed's hooks."""
@@ -138,11 +148,11 @@ class Recorder:
     def _after(self, function: Callable[..., Any], kind: str) -> Callable[..., Any]:
         def noted(owner: Any, target: Any, *args: Any, **kwargs: Any) -> Any:
             result = function(owner, target, *args, **kwargs)
-            if kind == "gradient":
-                self.note(kind, [target])
-            else:
+            if kind != "gradient":
                 way = "forward" if (args and args[0]) or kwargs.get("forward") else "backward"
-                self.note(f"{kind} {way}", target.parameters(recurse=False))
+                self.note(f"{kind} {way}", target.parameters(recurse=z3_leaf_module(target)))
+            elif not z3_leaf_parameter(target):
+                self.note(kind, [target])
             return result
 
         return noted
@@ -175,6 +185,7 @@ def train(case: dict[str, Any], ledger: Ledger) -> list[list[Any]]:
     recorder = Recorder(ledger)
     model = build(case)
     recorder.places = {id(p): place for place, p in enumerate(model.parameters())}
+    recorder.watch(set_z3_leaf_modules(model, [Leaf], raise_if_not_found=False))
     recorder.note("made")
     params = split(model.parameters(), case.get("groups", "one"))
     optimizer = make_optimizer(case, params)

@@ -24,7 +24,13 @@ from planner.engines.deepspeed.zero3_init import (
     register_hooks,
 )
 from planner.engines.deepspeed.zero3_notes import zero3_notes
-from planner.engines.deepspeed.zero3_partition import Partitions, partitions
+from planner.engines.deepspeed.zero3_offload import (
+    device_sub_groups,
+    offload_host_bytes,
+    offloads_optimizer,
+    offloads_parameters,
+)
+from planner.engines.deepspeed.zero3_partition import Partitions, partitions, secondary_degree
 from planner.engines.deepspeed.zero3_step import Step
 from planner.memory.terms import Term
 from planner.memory.timeline import Timeline
@@ -49,17 +55,27 @@ class ZeroThree:
 
     def initialise(self, timeline: Timeline) -> None:
         """Partition the model; masters, buffers and hooks."""
-        zero = self.setup.deepspeed.zero_optimization
-        partition_model(timeline, self.layout, self.sizes, zero_init=self.setup.zero_init)
-        make_master_weights(timeline, self.layout, self.sizes)
-        bucket = zero.reduce_bucket_size if zero.contiguous_gradients else 0
-        make_buffers(timeline, self.layout, self.sizes, bucket_numel=bucket)
-        register_hooks(timeline, self.layout, self.sizes)
+        setup, layout, sizes_ = self.setup, self.layout, self.sizes
+        zero, host = setup.deepspeed.zero_optimization, offloads_parameters(setup)
+        partition_model(timeline, layout, sizes_, zero_init=setup.zero_init, on_host=host)
+        self.coordinator.gathers.make_all_secondary(timeline)
+        groups = self.optimizer.sub_groups
+        make_master_weights(timeline, groups, sizes_, from_host=host)
+        make_buffers(
+            timeline,
+            layout,
+            groups,
+            sizes_,
+            bucket_numel=zero.reduce_bucket_size if zero.contiguous_gradients else 0,
+            offloads=self.optimizer.offloads,
+        )
+        register_hooks(timeline, layout, sizes_, from_host=host)
 
     def begin_forward(self, timeline: Timeline, micro_step: int) -> None:
         """The coordinator starts over (parameter_offload.py:303-308)."""
-        del micro_step
         self._backward = False
+        self.bucket.accumulating = micro_step > 0
+        self.bucket.boundary = micro_step == self.setup.micro_steps - 1
         self.coordinator.reset(timeline)
 
     def enter(self, timeline: Timeline, parameters: range, *, backward: bool) -> None:
@@ -105,13 +121,13 @@ class ZeroThree:
         """Release everything, update, gather what is persistent (stage3.py:2873-2932)."""
         self.coordinator.release_all(timeline)
         self.optimizer.run(timeline)
-        for p in self.layout.persistent:
-            self.coordinator.gathers.hold(timeline, p)
+        self.coordinator.gathers.hold(timeline, self.layout.persistent)
+        self.coordinator.gathers.invalidate_secondary(timeline)
 
     def host_bytes(self, index: int) -> dict[str, int]:
-        """Nothing is kept on the host: `limits` keeps offload away."""
+        """What is kept on the host, the same for every rank."""
         del index
-        return {}
+        return offload_host_bytes(self.setup, self.layout)
 
     def notes(self) -> tuple[Note, ...]:
         """Why each term is as large as it is."""
@@ -137,7 +153,8 @@ def zero_three(setup: Setup, *, reduce_scatter_clones: bool = False) -> ZeroThre
         element_bytes=sizes_.model,
         sequential=zero.stage3_allgather_sequential,
         all_reduce=zero.stage3_use_all_reduce_for_fetch_params,
-        copies_to_device=zero.offload_param.device != "none",
+        copies_to_device=offloads_parameters(setup),
+        secondary_degree=secondary_degree(setup),
     )
     return ZeroThree(
         setup=setup,
@@ -145,6 +162,7 @@ def zero_three(setup: Setup, *, reduce_scatter_clones: bool = False) -> ZeroThre
         sizes=sizes_,
         coordinator=Coordinator(
             gathers=gathers,
+            leaf_modules=frozenset(setup.leaf_modules),
             prefetch_numel=_prefetch_numel(zero),
             max_live_numel=zero.stage3_max_live_parameters,
             max_reuse_numel=zero.stage3_max_reuse_distance,
@@ -157,8 +175,15 @@ def zero_three(setup: Setup, *, reduce_scatter_clones: bool = False) -> ZeroThre
             scatters=zero.reduce_scatter,
             expert_scale=setup.layout.ep > 1,
             clones=reduce_scatter_clones,
+            lands=offloads_optimizer(setup),
         ),
-        optimizer=Step(layout=layout, training=setup.training, sizes=sizes_),
+        optimizer=Step(
+            layout=layout,
+            sub_groups=device_sub_groups(setup, layout),
+            offloads=offloads_optimizer(setup),
+            training=setup.training,
+            sizes=sizes_,
+        ),
     )
 
 

@@ -6,8 +6,9 @@ released at once. From the second on the order is known, so parameters are prefe
 they are soon needed again.
 """
 
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from itertools import accumulate
@@ -32,16 +33,48 @@ class Trace:
     """The modules of one forward and backward pass, in the order in which they are entered."""
 
     modules: list[range] = field(default_factory=list)
-    uses: list[tuple[int, int]] = field(default_factory=list)
-    """Parameter, and the step that uses it; in fetching order (240-264)."""
-    traversed: list[int] = field(default_factory=list)
-    """Elements of all modules before a step."""
+    inside: list[set[int]] = field(default_factory=list)
+    """By step: parameters of the module and of all that were entered before it was left."""
+    _open: list[int] = field(default_factory=list)
 
-    def finish(self, pieces: Sequence[Piece]) -> None:
-        """Derive what the complete trace is asked for."""
-        sizes = [sum(pieces[p].numel for p in module) for module in self.modules]
-        self.traversed = [0, *accumulate(sizes)]
-        self.uses = [(p, step) for step, module in enumerate(self.modules) for p in module]
+    def enter(self, module: range) -> None:
+        """One step more."""
+        self._open.append(len(self.modules))
+        self.modules.append(module)
+        self.inside.append(set(module))
+
+    def leave(self, module: range) -> None:
+        """Close the step, and what was entered within and never left (a recomputation's end)."""
+        if not any(self.modules[step] == module for step in self._open):
+            return
+        while self.modules[step := self._open.pop()] != module:
+            self._pass_on(step)
+        self._pass_on(step)
+
+    def _pass_on(self, step: int) -> None:
+        if self._open:
+            self.inside[self._open[-1]] |= self.inside[step]
+
+
+class Reuse:
+    """How far it is to a parameter's next use (655-664)."""
+
+    def __init__(self, steps: Sequence[Iterable[int]], pieces: Sequence[Piece]) -> None:
+        """``steps``: the parameters that each step of the trace uses."""
+        sizes = [sum(pieces[p].numel for p in step) for step in steps]
+        self._traversed = [0, *accumulate(sizes)]
+        self._positions: dict[int, list[int]] = {}
+        for place, step in enumerate(steps):
+            for p in step:
+                self._positions.setdefault(p, []).append(place)
+
+    def is_near(self, parameter: int, step: int, max_numel: int) -> bool:
+        """Whether fewer than ``max_numel`` elements are used before the next use."""
+        positions = self._positions.get(parameter, [])
+        place = bisect_left(positions, step)
+        if place == len(positions):
+            return False
+        return self._traversed[positions[place]] - self._traversed[step] < max_numel
 
 
 @dataclass(slots=True, kw_only=True)
@@ -49,6 +82,8 @@ class Coordinator:
     """Fetches before use, releases after use, and looks ahead."""
 
     gathers: Gathers
+    leaf_modules: frozenset[range]
+    """Modules that are gathered as a whole, children included."""
     prefetch_numel: int
     """``stage3_prefetch_bucket_size``."""
     max_live_numel: int
@@ -57,13 +92,17 @@ class Coordinator:
     """``stage3_max_reuse_distance``."""
     mode: Mode = Mode.INVALID
     trace: Trace = field(default_factory=Trace)
+    _uses: list[tuple[int, int]] = field(default_factory=list)
+    """Parameter, and the step that uses it; in fetching order (240-264)."""
+    _reuse: dict[bool, Reuse] = field(default_factory=dict)
+    """For modules (False) and leaf modules (True); the search for the latter's parameters looks
+    into children, the search for the former's into no leaf module (661)."""
     _step: int = 0
     _queued: int = 0
     """How many uses of the trace have been fetched or passed over."""
     _available_numel: int = 0
     _fetched_for: list[int] = field(default_factory=list)
     """By parameter: the latest step that it has been fetched for (118)."""
-    _positions: list[list[int]] = field(default_factory=list)
     _releases: dict[tuple[int, range], tuple[int, ...]] = field(default_factory=dict)
     """Decisions are made once and kept (``lru_cache``, 637)."""
 
@@ -71,7 +110,6 @@ class Coordinator:
         """Before a forward pass (264-303)."""
         self._give_up_flights(timeline)
         if self.mode is Mode.RECORD:
-            self.trace.finish(self.gathers.pieces)
             self._index()
             self.mode = Mode.COMPLETE
         elif self.mode is Mode.INVALID:
@@ -97,6 +135,8 @@ class Coordinator:
         chosen: Sequence[int] = module
         if self.mode is Mode.COMPLETE:
             chosen = self._to_release(module)
+        elif self.mode is Mode.RECORD:
+            self.trace.leave(module)
         for p in chosen:
             keep = recomputing and self.gathers.pieces[p].saved
             self._release(timeline, p, keep=keep)
@@ -111,7 +151,7 @@ class Coordinator:
     def _follow(self, timeline: Timeline, module: range) -> None:
         """Record the module, or compare it with the record (204-238)."""
         if self.mode is Mode.RECORD:
-            self.trace.modules.append(module)
+            self.trace.enter(module)
         elif self.mode is Mode.COMPLETE and not self._expected(module):
             self._give_up_flights(timeline)
             self.mode = Mode.INVALID
@@ -123,10 +163,13 @@ class Coordinator:
         return self._step < len(modules) and modules[self._step] == module
 
     def _index(self) -> None:
-        """Where each parameter is used."""
-        self._positions = [[] for _ in self.gathers.pieces]
-        for p, step in self.trace.uses:
-            self._positions[p].append(step)
+        """Derive from the complete trace what is asked of it."""
+        modules, pieces = self.trace.modules, self.gathers.pieces
+        self._uses = [(p, step) for step, module in enumerate(modules) for p in module]
+        shallow = [() if module in self.leaf_modules else module for module in modules]
+        self._reuse = {False: Reuse(shallow, pieces)}
+        if self.leaf_modules:
+            self._reuse[True] = Reuse(self.trace.inside, pieces)
 
     def _gather(self, timeline: Timeline, parameters: Sequence[int]) -> None:
         if parameters:
@@ -137,8 +180,8 @@ class Coordinator:
         """Take off the queue what has just been fetched (417-431)."""
         waiting = sum(1 for p in module if self._fetched_for[p] < self._step)
         seen: Counter[int] = Counter()
-        while self._queued < len(self.trace.uses) and len(seen) < waiting:
-            p, step = self.trace.uses[self._queued]
+        while self._queued < len(self._uses) and len(seen) < waiting:
+            p, step = self._uses[self._queued]
             self._queued += 1
             self._fetched_for[p] = step
             seen[p] += 1
@@ -146,7 +189,7 @@ class Coordinator:
     def _prefetch(self, timeline: Timeline) -> None:
         """Gather ahead until the bucket is full; the last one may overshoot (451-481)."""
         room = min(self.max_live_numel - self._available_numel, self.prefetch_numel)
-        status, uses, pieces = self.gathers.status, self.trace.uses, self.gathers.pieces
+        status, uses, pieces = self.gathers.status, self._uses, self.gathers.pieces
         chosen: dict[int, None] = {}
         numel = 0
         while self._queued < len(uses) and numel < room:
@@ -161,20 +204,17 @@ class Coordinator:
     def _to_release(self, module: range) -> tuple[int, ...]:
         key = (self._step, module)
         if key not in self._releases:
-            self._releases[key] = tuple(p for p in module if self._is_done(p))
+            reuse = self._reuse[module in self.leaf_modules]
+            self._releases[key] = tuple(p for p in module if self._is_done(p, reuse))
         return self._releases[key]
 
-    def _is_done(self, parameter: int) -> bool:
+    def _is_done(self, parameter: int, reuse: Reuse) -> bool:
         """Not persistent, not fetched for later, not used again soon (638-666)."""
         if self.gathers.pieces[parameter].persistent:
             return False
         if self._fetched_for[parameter] > self._step:
             return False
-        following = next((s for s in self._positions[parameter] if s >= self._step), None)
-        if following is None:
-            return True
-        traversed = self.trace.traversed
-        return traversed[following] - traversed[self._step] >= self.max_reuse_numel
+        return not reuse.is_near(parameter, self._step, self.max_reuse_numel)
 
     def _release(self, timeline: Timeline, parameter: int, *, keep: bool = False) -> None:
         if self.gathers.status[parameter] is Status.HERE:

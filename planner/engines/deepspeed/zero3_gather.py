@@ -37,8 +37,10 @@ class Handle:
     members: tuple[int, ...]
     buffer: Storage
     """The flat receive buffer; every member that has not been waited for holds it."""
-    copies: bool
+    copies: bool = False
     """Waiting copies each member out of the buffer (795)."""
+    inputs: Storage = field(default_factory=lambda: Storage(0, 1))
+    """Partitions brought from the host; the collective holds them until it is waited for."""
     complete: bool = False
 
 
@@ -54,9 +56,12 @@ class Gathers:
     """``stage3_use_all_reduce_for_fetch_params``."""
     copies_to_device: bool
     """Partitions lie on the host and are copied to the device to be sent (1359-1361)."""
+    secondary_degree: int
+    """Above 1, hpZ: a released parameter leaves a second partition over so many ranks."""
     status: list[Status] = field(default_factory=list)
     in_flight: dict[int, Handle] = field(default_factory=dict)
     _storage: dict[int, Storage] = field(default_factory=dict)
+    _secondary: set[int] = field(default_factory=set)
     _recomputed: dict[int, deque[Storage]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -65,17 +70,23 @@ class Gathers:
 
     def gather(self, timeline: Timeline, parameters: Sequence[int]) -> None:
         """Start the gather of parameters that are away, group by group (1540-1602)."""
-        ordered = sorted(parameters, key=lambda p: (self.pieces[p].expert, p))
-        for _, group in groupby(ordered, key=lambda p: self.pieces[p].expert):
+        for _, group in groupby(sorted(parameters, key=self._order), key=self._group):
             members = tuple(group)
             if self.pieces[members[0]].degree == 1:
                 self._alias(timeline, members)
             elif self.sequential or len(members) == 1:
                 self._one_by_one(timeline, members)
-            elif self.all_reduce:
+            elif self.all_reduce and members[0] not in self._secondary:
                 self._summed(timeline, members)
             else:
                 self._coalesced(timeline, members)
+
+    def _group(self, parameter: int) -> tuple[bool, bool]:
+        """What has a second partition first (coordinator:575-588), then by process group."""
+        return parameter not in self._secondary, self.pieces[parameter].expert
+
+    def _order(self, parameter: int) -> tuple[tuple[bool, bool], int]:
+        return self._group(parameter), parameter
 
     def wait(self, timeline: Timeline, parameter: int) -> None:
         """The parameter is needed now (716-732, 760-803)."""
@@ -97,6 +108,7 @@ class Gathers:
 
     def release(self, timeline: Timeline, parameter: int, *, keep: bool = False) -> None:
         """Give a whole parameter up (314-329); ``keep``: a recomputed graph still holds it."""
+        self._make_secondary(timeline, parameter)
         self.status[parameter] = Status.AWAY
         storage = self._storage.pop(parameter)
         if keep:
@@ -109,24 +121,61 @@ class Gathers:
         for storage in self._recomputed.pop(parameter, ()):
             self._drop(timeline, storage)
 
-    def hold(self, timeline: Timeline, parameter: int) -> None:
-        """Gather one parameter at once, into a buffer of its own (2047-2054, 2142)."""
-        self._own(timeline, parameter, self.pieces[parameter].padded_numel)
-        self.status[parameter] = Status.HERE
+    def hold(self, timeline: Timeline, parameters: Sequence[int]) -> None:
+        """Gather at once, each into a buffer of its own (2035-2054, 2142-2148)."""
+        inputs = sum(self._input_numel(p) for p in parameters) * self.element_bytes
+        timeline.add(Term.GATHERED_WEIGHTS, inputs)
+        for p in parameters:
+            aliased = len(parameters) > 1 and self.pieces[p].degree == 1
+            self._own(timeline, p, 0 if aliased else self.pieces[p].padded_numel)
+            self.status[p] = Status.HERE
+        timeline.add(Term.GATHERED_WEIGHTS, -inputs)
+
+    def invalidate_secondary(self, timeline: Timeline) -> None:
+        """New weights: second partitions are dropped (stage3.py:755-759, 2846)."""
+        size = sum(self._secondary_numel(p) for p in self._secondary) * self.element_bytes
+        timeline.add(Term.WEIGHTS, -size)
+        self._secondary.clear()
+
+    def make_all_secondary(self, timeline: Timeline) -> None:
+        """The first partitioning makes them, too (1765-1770)."""
+        for p in range(len(self.pieces)):
+            self._make_secondary(timeline, p)
+
+    def _make_secondary(self, timeline: Timeline, parameter: int) -> None:
+        """The second partition, unless it is there or lies on the host (1900-1947)."""
+        if self.secondary_degree > 1 and parameter not in self._secondary:
+            size = self._secondary_numel(parameter) * self.element_bytes
+            timeline.add(Term.WEIGHTS, size)
+            self._secondary.add(parameter)
+
+    def _secondary_numel(self, parameter: int) -> int:
+        if self.copies_to_device:
+            return 0
+        return self.pieces[parameter].padded_numel // self.secondary_degree
+
+    def _input_numel(self, parameter: int) -> int:
+        """What is copied from the host to be sent."""
+        if not self.copies_to_device:
+            return 0
+        if parameter in self._secondary:
+            return self.pieces[parameter].padded_numel // self.secondary_degree
+        return self.pieces[parameter].partition_numel
 
     def _alias(self, timeline: Timeline, members: tuple[int, ...]) -> None:
         """Nobody to gather from: the partition is the parameter (61-106)."""
         for p in members:
             self._own(timeline, p, self.pieces[p].numel if self.copies_to_device else 0)
-        self._start(members, Handle(members=members, buffer=Storage(0, 0), copies=False))
+        self._start(members, Handle(members=members, buffer=Storage(0, len(members))))
 
     def _one_by_one(self, timeline: Timeline, members: tuple[int, ...]) -> None:
         """A buffer for each, which becomes the parameter (1373-1403)."""
+        inputs = sum(self._input_numel(p) for p in members) * self.element_bytes
         for p in members:
-            if self.copies_to_device:
-                self._spike(timeline, self.pieces[p].partition_numel)
             self._own(timeline, p, self.pieces[p].padded_numel)
-        self._start(members, Handle(members=members, buffer=Storage(0, 0), copies=False))
+        timeline.add(Term.GATHERED_WEIGHTS, inputs)
+        handle = Handle(members=members, buffer=Storage(0, len(members)), inputs=Storage(inputs, 1))
+        self._start(members, handle)
 
     def _summed(self, timeline: Timeline, members: tuple[int, ...]) -> None:
         """One buffer of which the parameters are views; the last one frees it (1447-1465)."""
@@ -134,14 +183,14 @@ class Gathers:
         timeline.add(Term.GATHERED_WEIGHTS, size)
         storage = Storage(size, len(members))
         self._storage.update(dict.fromkeys(members, storage))
-        self._start(members, Handle(members=members, buffer=Storage(0, 0), copies=False))
+        self._start(members, Handle(members=members, buffer=Storage(0, len(members))))
 
     def _coalesced(self, timeline: Timeline, members: tuple[int, ...]) -> None:
         """A flat buffer for all, copied out when the first of them is needed (1329-1371)."""
         size = self.element_bytes * sum(self.pieces[p].padded_numel for p in members)
         timeline.add(Term.GATHERED_WEIGHTS, size)
-        if self.copies_to_device:
-            self._spike(timeline, sum(self.pieces[p].partition_numel for p in members))
+        inputs = sum(self._input_numel(p) for p in members)
+        timeline.spike(Term.GATHERED_WEIGHTS, inputs * self.element_bytes)
         buffer = Storage(size, len(members))
         self._start(members, Handle(members=members, buffer=buffer, copies=True))
 
@@ -158,14 +207,12 @@ class Gathers:
                 self._own(timeline, p, self.pieces[p].numel)
             self.status[p] = Status.HERE
         handle.complete = True
+        self._drop(timeline, handle.inputs)
 
     def _own(self, timeline: Timeline, parameter: int, numel: int) -> None:
         size = numel * self.element_bytes
         timeline.add(Term.GATHERED_WEIGHTS, size)
         self._storage[parameter] = Storage(size, 1)
-
-    def _spike(self, timeline: Timeline, numel: int) -> None:
-        timeline.spike(Term.GATHERED_WEIGHTS, numel * self.element_bytes)
 
     def _drop(self, timeline: Timeline, storage: Storage) -> None:
         storage.holders -= 1

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from planner.engines.deepspeed.dtypes import Sizes
+from planner.engines.deepspeed.zero3_offload import land
 from planner.engines.deepspeed.zero3_partition import Piece
 from planner.memory.terms import Term
 from planner.memory.timeline import Group, Timeline
@@ -28,6 +29,12 @@ class Bucket:
     """Experts are averaged over more ranks than share them (1937-1941)."""
     clones: bool
     """The communication library copies the input of a reduce-scatter (gloo does, NCCL does not)."""
+    lands: bool
+    """Partitions go to the host (``offload_optimizer``)."""
+    accumulating: bool = False
+    """Not the first micro-step of a step."""
+    boundary: bool = True
+    """The last micro-step of a step."""
     _members: list[int] = field(default_factory=list)
     _loose: dict[int, int] = field(default_factory=dict)
     """Bytes of gradients that did not fit the buffer."""
@@ -57,6 +64,15 @@ class Bucket:
             copies = self._all_reduced(timeline)
         else:
             copies = self._scattered(timeline)
+        if self.lands:
+            members = [self.pieces[p] for p in sorted(self._members)]
+            land(
+                timeline,
+                members,
+                self.sizes,
+                accumulating=self.accumulating,
+                boundary=self.boundary,
+            )
         for size in self._loose.values():
             timeline.add(Term.GRADIENTS, -size)
         timeline.add(Term.REDUCE_COPIES, -copies)

@@ -3,8 +3,10 @@
 Line numbers are of stage3.py in runtime/zero of DeepSpeed 0.19.8 unless another file is named.
 """
 
+from collections.abc import Sequence
+
 from planner.engines.deepspeed.dtypes import FP32_BYTES, Sizes
-from planner.engines.deepspeed.zero3_partition import Partitions
+from planner.engines.deepspeed.zero3_partition import Partitions, SubGroup
 from planner.memory.terms import Term
 from planner.memory.timeline import Timeline
 
@@ -13,12 +15,13 @@ OVERFLOW_FLAG_BYTES = 1
 
 
 def partition_model(
-    timeline: Timeline, layout: Partitions, sizes: Sizes, *, zero_init: bool
+    timeline: Timeline, layout: Partitions, sizes: Sizes, *, zero_init: bool, on_host: bool
 ) -> None:
     """Whole parameters become partitions, one parameter after the other.
 
     With ``zero.Init`` a parameter is whole only while its module is made; without, the whole
-    model is there first (partition_parameters.py:1200-1215).
+    model is there first (partition_parameters.py:1200-1215). ``on_host``: the partitions leave the
+    device (1829-1843).
     """
     whole = sum(piece.numel for piece in layout.pieces) * sizes.model
     if not zero_init:
@@ -26,21 +29,24 @@ def partition_model(
     for piece in layout.pieces:
         if zero_init:
             timeline.add(Term.WEIGHTS, piece.numel * sizes.model)
-        timeline.add(Term.WEIGHTS, piece.partition_numel * sizes.model)
+        part = 0 if on_host else piece.partition_numel
+        timeline.add(Term.WEIGHTS, part * sizes.model)
         timeline.add(Term.WEIGHTS, -piece.numel * sizes.model)
 
 
-def make_master_weights(timeline: Timeline, layout: Partitions, sizes: Sizes) -> None:
-    """fp32 sub-groups: converted, then cloned (1169-1172).
+def make_master_weights(
+    timeline: Timeline, sub_groups: Sequence[SubGroup], sizes: Sizes, *, from_host: bool
+) -> None:
+    """fp32 sub-groups: converted, then cloned (1157-1160, 1169-1172).
 
     The name of the converted copy holds it until the next one is there; the last one goes with the
     function. An fp32 model needs no conversion, but is cloned too: the branch that would spare it
     compares a ``torch.device`` with a name, which are never equal (1162-1163).
     """
     before = 0
-    for group in layout.sub_groups:
+    for group in sub_groups:
         size = group.numel * FP32_BYTES
-        converted = 0 if sizes.model == FP32_BYTES else size
+        converted = 0 if sizes.model == FP32_BYTES and not from_host else size
         timeline.add(Term.INIT_COPIES, converted)
         timeline.add(Term.INIT_COPIES, -before)
         timeline.add(Term.MASTER_WEIGHTS, size)
@@ -49,18 +55,37 @@ def make_master_weights(timeline: Timeline, layout: Partitions, sizes: Sizes) ->
 
 
 def make_buffers(
-    timeline: Timeline, layout: Partitions, sizes: Sizes, *, bucket_numel: int
+    timeline: Timeline,
+    layout: Partitions,
+    sub_groups: Sequence[SubGroup],
+    sizes: Sizes,
+    *,
+    bucket_numel: int,
+    offloads: bool,
 ) -> None:
     """A gradient that is dropped again, the bucket, the partitions of the gradients.
 
-    Source: 1304-1306 and 1366-1368; 780-784; 791-793; 335.
+    Source: 1304-1306 and 1366-1368; 780-784; 791-793; 335. With the optimizer on the host only the
+    bucket is on the device, and the fp32 gradients of sub-groups that are left there (1342).
     """
-    timeline.spike(Term.INIT_COPIES, layout.largest_sub_group_numel * FP32_BYTES)
+    if offloads:
+        kept = sum(group.numel for group in sub_groups) * FP32_BYTES
+    else:
+        timeline.spike(Term.INIT_COPIES, layout.largest_sub_group_numel * FP32_BYTES)
+        kept = layout.numel * sizes.accumulation + OVERFLOW_FLAG_BYTES
     timeline.add(Term.BUCKETS, bucket_numel * sizes.communication)
-    timeline.add(Term.OWNED_GRADIENTS, layout.numel * sizes.accumulation + OVERFLOW_FLAG_BYTES)
+    timeline.add(Term.OWNED_GRADIENTS, kept)
 
 
-def register_hooks(timeline: Timeline, layout: Partitions, sizes: Sizes) -> None:
-    """Every parameter is gathered once, to hang a hook on it (1501-1531)."""
-    largest = max((p.padded_numel for p in layout.pieces if p.degree > 1), default=0)
-    timeline.spike(Term.INIT_COPIES, largest * sizes.model)
+def register_hooks(
+    timeline: Timeline, layout: Partitions, sizes: Sizes, *, from_host: bool
+) -> None:
+    """Every parameter is gathered once, to hang a hook on it (1501-1531).
+
+    A partition that lies on the host is brought to the device for it
+    (partition_parameters.py:2142-2148).
+    """
+    numels = [
+        piece.padded_numel + (piece.partition_numel if from_host else 0) for piece in layout.pieces
+    ]
+    timeline.spike(Term.INIT_COPIES, max(numels, default=0) * sizes.model)

@@ -70,14 +70,23 @@ def partitions(setup: Setup) -> Partitions:
 
 
 def partition_degree(setup: Setup, *, expert: bool) -> int:
-    """Ranks over which one parameter is cut: the data-parallel group, with MiCS a part of it.
+    """Ranks over which one parameter is cut (partition_parameters.py:1302-1304).
 
-    Source: partition_parameters.py:1302-1304; mics.py:115-130 for ``mics_shard_size``.
+    With MiCS a part of the data-parallel group; releases from 0.19.7 on have none
+    (runtime/config.py:120-125), so that is read from older ones' documentation, not checked.
     """
     if expert:
         return setup.layout.expert_zero_degree
     shard = setup.deepspeed.zero_optimization.mics_shard_size
     return shard if shard > 0 else setup.layout.zero_degree
+
+
+def secondary_degree(setup: Setup) -> int:
+    """Ranks that share the second copy of a parameter (hpZ); 1: there is no second copy.
+
+    Source: partition_parameters.py:1117-1128; utils/groups.py:925-952.
+    """
+    return min(setup.deepspeed.zero_optimization.zero_hpz_partition_size, setup.layout.num_devices)
 
 
 def _pieces(setup: Setup) -> tuple[Piece, ...]:

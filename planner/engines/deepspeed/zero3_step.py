@@ -15,9 +15,14 @@ from planner.spec.training import Training
 
 @dataclass(slots=True, kw_only=True)
 class Step:
-    """The step of an optimizer that lies on the device."""
+    """The step of what lies on the device."""
 
     layout: Partitions
+    sub_groups: tuple[SubGroup, ...]
+    """Those whose masters and states are on the device."""
+    offloads: bool
+    """Gradients are on the host, and so are norm and overflow check; what steps on the device has
+    its fp32 gradient there from the start."""
     training: Training
     sizes: Sizes
     has_states: bool = False
@@ -25,19 +30,23 @@ class Step:
 
     def run(self, timeline: Timeline) -> None:
         """From whole parameters released to new partitions written (2872-2927)."""
-        if self.training.precision == "fp16":
-            self._check_overflow(timeline)
-        for group in self.layout.sub_groups:
-            timeline.spike(Term.STEP_COPIES, norm_bytes(self.layout, group))
-        for group in self.layout.sub_groups:
+        if not self.offloads:
+            self._check(timeline)
+        for group in self.sub_groups:
             self._update(timeline, group)
         self.has_states = True
 
-    def _check_overflow(self, timeline: Timeline) -> None:
-        """Over the whole gradient buffer: ``isinf`` takes absolute values first (3009-3014)."""
-        numel = self.layout.numel
-        timeline.spike(Term.STEP_COPIES, numel * (self.sizes.accumulation + 1))
-        timeline.spike(Term.STEP_COPIES, numel)
+    def _check(self, timeline: Timeline) -> None:
+        """Overflow over the whole gradient buffer (3009-3014), then norms by sub-group.
+
+        ``isinf`` takes absolute values first: aten/src/ATen/native/TensorCompare.cpp of torch.
+        """
+        if self.training.precision == "fp16":
+            numel = self.layout.numel
+            timeline.spike(Term.STEP_COPIES, numel * (self.sizes.accumulation + 1))
+            timeline.spike(Term.STEP_COPIES, numel)
+        for group in self.layout.sub_groups:
+            timeline.spike(Term.STEP_COPIES, norm_bytes(self.layout, group))
 
     def _update(self, timeline: Timeline, group: SubGroup) -> None:
         """Gradient to fp32, the optimizer's own step, master to partition (2910-2927)."""
@@ -49,6 +58,8 @@ class Step:
 
     def _make_gradient(self, timeline: Timeline, group: SubGroup) -> int:
         """A flat copy, unless the sub-group is one parameter, then fp32 (2683-2693)."""
+        if self.offloads:
+            return 0
         flat = group.numel * self.sizes.accumulation if len(group.parameters) > 1 else 0
         timeline.add(Term.STEP_COPIES, flat)
         if self.sizes.accumulation == FP32_BYTES:
