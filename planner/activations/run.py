@@ -13,12 +13,14 @@ from planner.activations.eager import (
     run_backward,
 )
 from planner.activations.eager.autograd import PARAMETER_FIRST, Edge, Gradient, accumulate
+from planner.activations.eager.machine import Cut
 from planner.activations.programs import hf_blocks, hf_ends, hf_moe, megatron
 from planner.activations.programs.case import Case
 from planner.activations.programs.modules import normalise, turn
 from planner.activations.programs.reentrant import reentrant
 from planner.activations.programs.shared import Shared, find_shared, leave_blocks
 from planner.activations.tape import Mark
+from planner.layout.tensor import cut_style
 from planner.memory.terms import Term
 from planner.model.description import Moe
 
@@ -55,6 +57,8 @@ def run_layer(
     machine = Machine(backend=backend, in_place=in_place, modules=modules)
     for index, parameter in enumerate(case.layer.parameters):
         machine.parameter(parameter.name, index, shapes[index], case.dtype)
+    if case.layout.tp > 1 and cut_style(case.layout, case.training) == "autotp":
+        machine.cuts = _cuts(case, shapes)
     match case.layer.kind:
         case "stem":
             return _run_stem(machine, case)
@@ -62,6 +66,24 @@ def run_layer(
             return _run_head(machine, case, shapes[len(case.layer.parameters) :])
         case _:
             return _run_inner(machine, case)
+
+
+def _cuts(case: Case, shapes: tuple[tuple[int, ...], ...]) -> dict[str, Cut]:
+    """Which linears AutoTP has put its own in the place of, and what they hold of the weight."""
+    cuts: dict[str, Cut] = {}
+    for parameter, shape in zip(case.layer.parameters, shapes, strict=False):
+        if len(shape) == MATRIX and shape != parameter.shape:
+            outputs = 1 if case.family == "gpt2" else 0
+            name = parameter.name.rpartition(".")[0]
+            cuts[name] = "rows" if parameter.tp_dim == outputs else "columns"
+    if case.layer.kind == "head" and len(shapes) > len(case.layer.parameters):
+        cut = shapes[-1][0] != case.vocab_size
+        cuts |= {hf_ends.HEAD: "rows"} if cut else {}
+    return cuts
+
+
+MATRIX = 2
+"""Dims of a linear's weight."""
 
 
 def _run_inner(machine: Machine, case: Case) -> Pass:

@@ -13,6 +13,7 @@ from planner.activations.eager.nn import (
     nll_loss,
     softmax,
 )
+from planner.activations.eager.parallel import gather_last, reduce_backward, reduce_forward
 from planner.activations.eager.pointwise import (
     add,
     dropout,
@@ -78,6 +79,7 @@ __all__ = [
     "expand",
     "finish",
     "gather",
+    "gather_last",
     "grouped_mm",
     "layer_norm",
     "like",
@@ -93,6 +95,8 @@ __all__ = [
     "neg",
     "nll_loss",
     "permute",
+    "reduce_backward",
+    "reduce_forward",
     "reshape",
     "rows",
     "rsqrt",

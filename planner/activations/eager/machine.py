@@ -10,6 +10,8 @@ from planner.activations.tape import Mark
 from planner.memory.terms import Term
 
 Backend = Literal["cpu", "cuda"]
+Cut = Literal["rows", "columns"]
+"""Of a linear's weight (out, in): its outputs, or its inputs."""
 
 
 class Machine:
@@ -39,6 +41,8 @@ class Machine:
         self.sequence = 0
         self.parameters: dict[str, Tensor] = {}
         self.indices: dict[str, int] = {}
+        self.cuts: dict[str, Cut] = {}
+        """How tensor parallelism has cut the weight of a module; most are whole."""
 
     def allocate(self, storage: Storage) -> int:
         """Write down a new allocation."""

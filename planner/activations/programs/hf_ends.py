@@ -8,15 +8,18 @@ from planner.activations.eager import (
     Machine,
     Tensor,
     empty,
-    linear,
+    gather_last,
     log_softmax,
     nll_loss,
+    scale,
     to,
+    unary_of_result,
     view,
 )
 from planner.activations.programs.case import Case
+from planner.activations.programs.hf_stems import embedded, masked_loss, transformed
 from planner.activations.programs.losses import chunked_loss, fused_loss
-from planner.activations.programs.hf_stems import capped, embedded, masked_loss, transformed
+from planner.activations.programs.modules import cut_linear
 from planner.activations.programs.shared import Shared, leave_blocks, make_shared
 from planner.memory.terms import Term
 
@@ -50,13 +53,25 @@ def head_and_loss(m: Machine, case: Case, hidden: Tensor) -> tuple[Tensor | None
             loss = m.module(name, lambda x: chunked_loss(m, case, x, weight, bias), hidden)
         return None, loss
     with m.part("head"):
-        logits = m.module(name, lambda x: linear(x, weight, bias), hidden)
-        logits = capped(case, logits)
+        logits = m.module(name, lambda x: _gathered(m, case, name, x, weight, bias), hidden)
+        if case.layer.logit_softcap:
+            logits = scale(logits)
+            logits = unary_of_result(logits)
+            logits = scale(logits)
         m.book(logits, Term.LOGITS)
     with m.part("loss"), m.booked_as(Term.LOGITS):
         bert = case.layer.head_transform
         loss = masked_loss(case, logits) if bert else causal_loss(m, case, logits)
     return logits, loss
+
+
+def _gathered(
+    m: Machine, case: Case, name: str, x: Tensor, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    """The head's linear; where AutoTP has cut it, all ranks gather all logits."""
+    cut = m.cuts.get(name)
+    logits = cut_linear(cut, x, weight, bias)
+    return logits if cut is None else gather_last(logits, case.layout.tp)
 
 
 def causal_loss(m: Machine, case: Case, logits: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from planner.activations.eager import (
     linear,
     mean_last,
     mul,
+    reduce_backward,
+    reduce_forward,
     rsqrt,
     scale,
     shift,
@@ -19,6 +21,7 @@ from planner.activations.eager import (
     unary_of_result,
     view,
 )
+from planner.activations.eager.machine import Cut
 from planner.model.description import Norm
 
 
@@ -26,7 +29,26 @@ def project(m: Machine, tensor: Tensor, name: str) -> Tensor:
     """An ``nn.Linear``; with or without bias, as its parameters say."""
     weight, bias = m.get(name, "weight"), m.get(name, "bias")
     assert weight is not None
-    return m.module(name, lambda x: linear(x, weight, bias), tensor)
+    cut = m.cuts.get(name)
+    return m.module(name, lambda x: cut_linear(cut, x, weight, bias), tensor)
+
+
+def cut_linear(cut: Cut | None, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear, or AutoTP's LinearLayer and LinearAllreduce in its place.
+
+    Source: deepspeed 0.19.8 module_inject/layers.py:878-1010; their bias is added afterwards.
+    """
+    if cut is None:
+        return linear(x, weight, bias)
+    if cut == "rows":
+        x = reduce_backward(x)
+        product = linear(x, weight)
+    else:
+        product = linear(x, weight)
+        product = reduce_forward(product)
+    if bias is not None:
+        product = add(product, bias)
+    return product
 
 
 def conv1d(m: Machine, tensor: Tensor, name: str) -> Tensor:
@@ -34,6 +56,9 @@ def conv1d(m: Machine, tensor: Tensor, name: str) -> Tensor:
     weight, bias = m.get(name, "weight"), m.get(name, "bias")
     assert weight is not None
     assert bias is not None
+    if name in m.cuts:
+        # AutoTP puts its own linears in their place and turns the weight.
+        return project(m, tensor, name)
 
     def forward(x: Tensor) -> Tensor:
         lead = x.shape[:-1]
