@@ -4,6 +4,7 @@ Source: the DecoderLayer of each family's modeling file in transformers 5.23.
 """
 
 from planner.activations.eager import Machine, Tensor, add
+from planner.activations.eager.pieces import keep_beside
 from planner.activations.programs import hf_residual
 from planner.activations.programs.case import Case
 from planner.activations.programs.hf_attention import self_attention
@@ -16,6 +17,9 @@ from planner.activations.programs.shared import Shared
 
 def block(m: Machine, case: Case, hidden: Tensor, shared: Shared) -> Tensor:
     """``LlamaDecoderLayer.forward`` and its kin."""
+    for other in shared.saved[2:]:
+        # Gemma 3's second pair of cos and sin, which a later kind of block saves.
+        hidden = keep_beside(hidden, other)
     if like_llama(case):
         return pre_norm(m, case, hidden, shared)
     return hf_residual.block(m, case, hidden, shared)

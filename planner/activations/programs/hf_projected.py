@@ -27,6 +27,7 @@ from planner.activations.programs.hf_rotary import rotated
 from planner.activations.programs.hf_scores import Heads, Scored, score
 from planner.activations.programs.modules import conv1d, normalise, project
 from planner.activations.programs.shared import Shared
+from planner.model.description import Norm
 
 NORM_AFTER_TURN = {"gemma3", "gemma3_text", "phi"}
 """Norms of queries and keys come after the heads have moved in front of the tokens."""
@@ -51,18 +52,19 @@ def self_attention(m: Machine, case: Case, hidden: Tensor, shared: Shared) -> Sc
 
 def _attention(m: Machine, case: Case, hidden: Tensor, shared: Shared) -> Scored:
     batch, length, _ = hidden.shape
+    kept: list[Tensor] = []
     fused, (query, key, value) = _split(m, case, hidden)
     if case.attention.rotary_size:
         with m.part("attention.rotary"):
             cos, sin = shared.position_embeddings(m, case)
-            query, key = rotated(case, query, key, cos, sin)
+            query, key = rotated(case, (query, key), cos, sin, kept)
     output, weights = score(m, case, (query, key, value), shared)
     with m.part("attention.o"):
         output = reshape(output, batch, length, -1)
         output = linear_of(m, case, output, case.module("attention.o"))
         if case.family in DROPS_INSIDE:
             output = dropout(output, case.probability(case.layer.hidden_dropout))
-    del fused
+    del fused, kept
     return output, weights
 
 
@@ -106,6 +108,8 @@ def _separate(m: Machine, case: Case, hidden: Tensor) -> Heads:
     if case.family == "opt":
         return _scaled_first(m, case, hidden)
     norm = case.attention.qk_norm
+    if norm is not None and case.attention.qk_norm_over == "projection":
+        return _normed_whole(m, case, hidden, norm)
     if norm is None or case.family not in NORM_AFTER_TURN:
         return heads(m, case, hidden)
     query, key, value = (
@@ -115,6 +119,15 @@ def _separate(m: Machine, case: Case, hidden: Tensor) -> Heads:
     query = normalise(m, norm, query, f"self_attn.q_{ending}")
     key = normalise(m, norm, key, f"self_attn.k_{ending}")
     return query, key, value
+
+
+def _normed_whole(m: Machine, case: Case, hidden: Tensor, norm: Norm) -> Heads:
+    """OLMo 2: all projections and norms, then the heads."""
+    names = [case.module(f"attention.{letter}") for letter in "qkv"]
+    query = normalise(m, norm, project(m, hidden, names[0]), "self_attn.q_norm")
+    key = normalise(m, norm, project(m, hidden, names[1]), "self_attn.k_norm")
+    value = project(m, hidden, names[2])
+    return turned(case, query), turned(case, key), turned(case, value)
 
 
 def _scaled_first(m: Machine, case: Case, hidden: Tensor) -> Heads:

@@ -16,7 +16,7 @@ from planner.activations.programs.modules import normalise
 from planner.activations.programs.shared import Shared
 from planner.model.description import Mlp
 
-KEEPS_BRANCHES = {"gpt2", "gpt_neox", "phi"}
+KEEPS_BRANCHES = {"gpt2", "gpt_neox"}
 """Their code gives the branches names of their own, which live until the block returns."""
 
 
@@ -39,7 +39,8 @@ def block(m: Machine, case: Case, hidden: Tensor, shared: Shared) -> Tensor:
     """The block of any family."""
     match case.layer.residual:
         case "pre":
-            return _pre(m, case, hidden, shared)
+            pre = _pre_named if case.family in KEEPS_BRANCHES else _pre
+            return pre(m, case, hidden, shared)
         case "post":
             return _post(m, case, hidden, shared)
         case "sandwich":
@@ -80,13 +81,10 @@ def _dropped(case: Case, branch: Tensor) -> Tensor:
 def _pre(m: Machine, case: Case, hidden: Tensor, shared: Shared) -> Tensor:
     """x + f(norm(x)), twice."""
     before, between = block_norms(case)[:2]
-    kept: list[Tensor] = []
     residual = hidden
     hidden = normalise(m, case.norm, hidden, before)
     hidden, weights = self_attention(m, case, hidden, shared)
     hidden = _dropped(case, hidden)
-    if case.family in KEEPS_BRANCHES:
-        kept.append(hidden)
     hidden = add(residual, hidden)
     shape = hidden.shape
     if case.family == "opt":
@@ -94,9 +92,28 @@ def _pre(m: Machine, case: Case, hidden: Tensor, shared: Shared) -> Tensor:
     residual = hidden
     hidden = normalise(m, case.norm, hidden, between)
     hidden = _dropped(case, feed_forward(m, case, hidden))
+    if case.attention.sinks:
+        # The name of the attention's weights is taken by the router's.
+        weights = None
     hidden = add(residual, hidden)
     del weights
     return view(hidden, *shape) if case.family == "opt" else hidden
+
+
+def _pre_named(m: Machine, case: Case, hidden: Tensor, shared: Shared) -> Tensor:
+    """The same, where each branch has a name of its own that lives until the block returns."""
+    before, between = block_norms(case)[:2]
+    residual = hidden
+    hidden = normalise(m, case.norm, hidden, before)
+    attended, weights = self_attention(m, case, hidden, shared)
+    attended = _dropped(case, attended)
+    hidden = add(attended, residual)
+    residual = hidden
+    hidden = normalise(m, case.norm, hidden, between)
+    raised = _dropped(case, feed_forward(m, case, hidden))
+    hidden = add(residual, raised)
+    del weights, attended, raised
+    return hidden
 
 
 def _post(m: Machine, case: Case, hidden: Tensor, shared: Shared) -> Tensor:

@@ -27,19 +27,21 @@ CUT_ALWAYS = {"gpt_neox", "phi", "phi3", "glm", "glm4", "glm4_moe"}
 IN_PAIRS = {"glm", "glm4"}
 
 
-def rotated(case: Case, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> Pair:
-    """Queries and keys with their positions."""
+def rotated(case: Case, heads: Pair, cos: Tensor, sin: Tensor, keep: list[Tensor]) -> Pair:
+    """Queries and keys with their positions; ``keep``: what the attention's locals hold on to."""
+    q, k = heads
+    del heads
     if case.attention.sinks:
         return _rotate_halves(q, k, cos, sin)
     if case.family == "olmo2":
         return _rotate_wide(q, k, cos, sin)
     size = case.attention.rotary_size
     if case.family in CUT_ALWAYS or size != q.shape[-1]:
-        return _rotate_part(case, (q, k), cos, sin)
+        return _rotate_part(case, (q, k), cos, sin, keep)
     return rotate(q, k, cos, sin)
 
 
-def _rotate_part(case: Case, heads: Pair, cos: Tensor, sin: Tensor) -> Pair:
+def _rotate_part(case: Case, heads: Pair, cos: Tensor, sin: Tensor, keep: list[Tensor]) -> Pair:
     q, k = heads
     del heads
     cos, sin = unsqueeze(cos, 1), unsqueeze(sin, 1)
@@ -55,6 +57,8 @@ def _rotate_part(case: Case, heads: Pair, cos: Tensor, sin: Tensor) -> Pair:
         return q_embed, k_embed
     q_embed = add(mul(q_rot, cos), mul(turn(q_rot), sin))
     k_embed = add(mul(k_rot, cos), mul(turn(k_rot), sin))
+    if case.family == "phi":
+        keep += [q_pass, k_pass, q_embed, k_embed]
     q_embed = cat([q_embed, q_pass], -1)
     k_embed = cat([k_embed, k_pass], -1)
     return q_embed, k_embed

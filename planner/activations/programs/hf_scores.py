@@ -15,6 +15,7 @@ from planner.activations.eager import (
     contiguous,
     dropout,
     expand,
+    math_attention,
     matmul,
     narrow,
     permute,
@@ -27,6 +28,7 @@ from planner.activations.eager import (
     view,
 )
 from planner.activations.eager.pieces import (
+    additive,
     biased_product,
     largest,
     masked_attention,
@@ -146,7 +148,10 @@ def _falcon(m: Machine, case: Case, heads: Heads, shared: Shared) -> Scored:
         scores: Tensor | None = None
         probability = case.probability(case.attention.dropout) if alibi else 0.0
         if case.kernel != "eager":
-            output = masked_attention(query, key, value, mask, probability=probability)
+            if key.shape[1] != count:
+                output = _broadcast_attention(query, key, value, mask)
+            else:
+                output = masked_attention(query, key, value, mask, probability=probability)
         elif alibi:
             output, scores = _falcon_alibi(query, key, value, mask, probability)
         else:
@@ -155,6 +160,17 @@ def _falcon(m: Machine, case: Case, heads: Heads, shared: Shared) -> Scored:
             output = matmul(scores, value)
         output = permute(output, 0, 2, 1, 3)
         return reshape(output, batch, length, count * size), scores
+
+
+def _broadcast_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """One key head for all: no fused kernel broadcasts, so PyTorch computes step by step in fp32.
+
+    Source: _scaled_dot_product_attention_math, aten/src/ATen/native/transformers/attention.cpp.
+    """
+    added = None if mask is None else additive(mask, query.dtype)
+    wide = [to(x, "fp32") for x in (query, key, value)]
+    key, value = (expand(x, *query.shape) for x in wide[1:])
+    return to(math_attention(wide[0], key, value, mask=added), query.dtype)
 
 
 def _falcon_alibi(

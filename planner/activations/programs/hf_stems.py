@@ -13,18 +13,17 @@ from planner.activations.eager import (
     dropout,
     embedding,
     empty,
+    expand,
     log_softmax,
     nll_loss,
     scale,
     view,
 )
 from planner.activations.eager.pieces import look_up
-from planner.activations.eager.pointwise import unary_of_result
 from planner.activations.programs.case import Case
 from planner.activations.programs.modules import activate, normalise, project
 from planner.activations.programs.shared import LEAVES_WITH_NAME, NO_DROPOUT
 from planner.model.description import Mlp
-
 
 
 def embedded(m: Machine, case: Case) -> Tensor:
@@ -69,14 +68,14 @@ def hold(m: Machine, case: Case, *tensors: Tensor) -> None:
 
 def _normed(m: Machine, case: Case, inputs: Tensor) -> Tensor:
     """Bloom."""
-    name = next(
-        p.name.rpartition(".")[0] for p in case.layer.parameters if p.component == "norm"
-    )
+    name = next(p.name.rpartition(".")[0] for p in case.layer.parameters if p.component == "norm")
     return normalise(m, case.norm, inputs, name)
 
 
 def _placed(m: Machine, case: Case, inputs: Tensor) -> Tensor:
     """GPT-2 and OPT: one vector for each position."""
+    if case.family == "opt":
+        hold(m, case, empty(m, (case.batch, case.length), "fp32"))
     name = case.module("embedding", 1)
     table = m.parameters[f"{name}.weight"]
     rows = case.batch if case.family == "opt" else 1
@@ -94,18 +93,13 @@ def _typed_and_placed(m: Machine, case: Case, hidden: Tensor) -> Tensor:
     names = [case.module("embedding", place) for place in (1, 2)]
     positions, types = (m.parameters[f"{name}.weight"] for name in names)
     type_ids = empty(m, (1, case.length), "int64")
-    kinds = m.module(names[1], lambda: _types(types, type_ids, case))
+    type_ids = expand(type_ids, case.batch, case.length)
+    kinds = m.module(names[1], lambda: look_up(types, type_ids))
     total = add(hidden, kinds)
     places = m.module(names[0], lambda: embedding(positions, (1, case.length)))
     total = add(total, places)
     total = normalise(m, case.norm, total, "LayerNorm")
     return dropout(total, case.probability(case.layer.hidden_dropout))
-
-
-def _types(weight: Tensor, ids: Tensor, case: Case) -> Tensor:
-    """The ids are a view, repeated for every sequence."""
-    del ids
-    return embedding(weight, (case.batch, case.length))
 
 
 def transformed(m: Machine, case: Case, hidden: Tensor) -> Tensor:
@@ -119,15 +113,6 @@ def transformed(m: Machine, case: Case, hidden: Tensor) -> Tensor:
     if case.layer.embedding_size is not None:
         return project(m, hidden, case.module("head"))
     return hidden
-
-
-def capped(case: Case, logits: Tensor) -> Tensor:
-    """``final_logit_softcapping``."""
-    if not case.layer.logit_softcap:
-        return logits
-    logits = scale(logits)
-    logits = unary_of_result(logits)
-    return scale(logits)
 
 
 def masked_loss(case: Case, logits: Tensor) -> Tensor:

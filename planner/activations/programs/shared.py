@@ -61,13 +61,15 @@ def make_shared(m: Machine, case: Case) -> Shared:
         return shared
     with m.part("positions"):
         shared.passing.extend(empty(m, shape, "int64") for shape in position_ids(case))
+        if case.family == "bloom":
+            shared.passing.extend(_make_alibi(m, case))
         for facts in masked_kinds(case):
             shared.passing.append(make_mask(m, facts))
-        if case.family == "bloom":
-            shared.passing.append(_make_alibi(m, case))
         if case.rotary_size:
+            passing_on = case.family in DOUBLED_BY_BLOCKS
+            holder = shared.passing if passing_on else shared.saved
             for _ in range(rotary_pairs(case)):
-                shared.saved.extend(make_position_embeddings(m, case))
+                holder.extend(make_position_embeddings(m, case))
     return shared
 
 
@@ -78,7 +80,7 @@ def find_shared(m: Machine, case: Case) -> Shared:
         return shared
     if case.recomputed:
         shared.passing.extend(m.external(shape, dtype) for shape, dtype in passing(case))
-    if case.rotary_size:
+    if case.rotary_size and case.family not in DOUBLED_BY_BLOCKS:
         shape, dtype = rotary_shape(case), rotary_dtype(case)
         shared.saved.extend(
             m.book(m.external(shape, dtype), Term.ACTIVATIONS)
@@ -91,12 +93,16 @@ def passing(case: Case) -> list[Kind]:
     """Shapes and dtypes of what lives until the last norm has run."""
     kinds: list[Kind] = [(shape, "int64") for shape in position_ids(case)]
     kinds += [(kind.mask_shape, kind.mask_dtype) for kind in masked_kinds(case)]
+    if case.family in DOUBLED_BY_BLOCKS and case.rotary_size:
+        kinds += [(rotary_shape(case), rotary_dtype(case))] * 2
     if case.family == "bloom":
         heads = case.attention.num_heads
-        kinds.append(((case.batch * heads, 1, case.length), case.dtype))
+        kinds += [((heads,), "fp32"), ((case.batch * heads, 1, case.length), case.dtype)]
     return kinds
 
 
+DOUBLED_BY_BLOCKS = {"glm", "glm4"}
+"""Blocks save copies of cos and sin of their own, so the model's end with its forward pass."""
 BOTH_MASKS = {"gemma2", "gemma3", "gemma3_text", "gpt_oss"}
 """Full and windowed attention take turns, and the model makes the mask of each."""
 OWN_POSITIONS = {"bert", "bloom", "gpt2"}
@@ -142,7 +148,8 @@ def held_by_model(case: Case) -> list[Kind]:
     whole = (case.batch, case.length, case.hidden_size)
     if stem.positions == "learned" and not stem.token_types:
         rows = case.batch if case.family == "opt" else 1
-        return [(whole, case.dtype), ((rows, *whole[1:]), case.dtype)]
+        counted: list[Kind] = [(whole[:2], "fp32")] if case.family == "opt" else []
+        return [*counted, (whole, case.dtype), ((rows, *whole[1:]), case.dtype)]
     silent = case.family in NO_DROPOUT | LEAVES_WITH_NAME or stem.embedding_norm
     if not silent and case.probability(stem.hidden_dropout):
         return [(whole, case.dtype)]
@@ -184,13 +191,13 @@ def _visible(m: Machine, case: Case) -> Tensor:
     return both
 
 
-def _make_alibi(m: Machine, case: Case) -> Tensor:
+def _make_alibi(m: Machine, case: Case) -> list[Tensor]:
     """``BloomModel.forward``: slopes times places, repeated for every sequence, then cast."""
     heads = case.attention.num_heads
-    slopes = empty(m, (heads, 1, case.length), "fp32")
-    repeated = empty(m, (case.batch * heads, 1, case.length), "fp32")
-    del slopes
-    return to(repeated, case.dtype)
+    slopes = empty(m, (heads,), "fp32")
+    alibi = empty(m, (heads, 1, case.length), "fp32")
+    alibi = empty(m, (case.batch * heads, 1, case.length), "fp32")
+    return [slopes, to(alibi, case.dtype)]
 
 
 def make_position_embeddings(m: Machine, case: Case) -> tuple[Tensor, Tensor]:
