@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from planner.engines.deepspeed.refusal import Case, Refusal, Rule
 from planner.layout.experts import expert_holder
 
-PARTITIONS_WEIGHTS = 3
-
 
 def limits(case: Case) -> tuple[Refusal, ...]:
     """Everything in this combination that is not modelled; empty if all of it is."""
@@ -48,23 +46,6 @@ def _recompute(case: Case) -> Iterator[Refusal]:
             yield _unknown(f"deepspeed.activation_checkpointing.{name}", name, "leave it out")
 
 
-def _weights(case: Case) -> Iterator[Refusal]:
-    if case.layout.zero_stage != PARTITIONS_WEIGHTS:
-        return
-    zero = case.deepspeed.zero_optimization
-    where = "deepspeed.zero_optimization"
-    for name, held in (
-        ("offload_optimizer", zero.offload_optimizer),
-        ("offload_param", zero.offload_param),
-    ):
-        if held.device != "none":
-            yield _unknown(
-                f"{where}.{name}", f"{name} with ZeRO-3", "leave it out, or use zero_stage 1 or 2"
-            )
-    if zero.zero_hpz_partition_size > 1:
-        yield _unknown(f"{where}.zero_hpz_partition_size", "hpZ", "leave it out")
-
-
 def _experts(case: Case) -> Iterator[Refusal]:
     if case.mlps and expert_holder(case.layout, case.deepspeed) == "moe" and case.num_experts:
         yield _unknown("deepspeed.expert_engine", "what DeepSpeed's MoE layer saves", "use autoep")
@@ -75,4 +56,4 @@ def _sequence(case: Case) -> Iterator[Refusal]:
         yield _unknown("layout.sp", "what Ulysses saves around attention", "use sp: 1")
 
 
-_RULES: tuple[Rule, ...] = (_inventory, _recompute, _weights, _experts, _sequence)
+_RULES: tuple[Rule, ...] = (_inventory, _recompute, _experts, _sequence)
