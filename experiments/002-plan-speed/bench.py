@@ -1,0 +1,102 @@
+"""How long a whole plan takes: every stage's worst rank, walked exactly.
+
+    python experiments/002-plan-speed/bench.py
+
+In this process, cold (no layer taped, as the first plan of a model) and warm (the same plan again,
+as a search asks for neighbours that share tapes), and from the shell, beside a Python that does
+nothing. Processor time, as the machine may be busy, the best of some rounds; a baseline of pure
+Python tells machines apart.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from planner.activations.layers import layer_tape
+from planner.model.load import load_model
+from planner.plan import make_plan
+from planner.spec.load import load
+
+ROOT = Path(__file__).parents[2]
+FILES = (
+    "qwen2-72b-64xh100",
+    "deepseek-v3-2048xh800",
+    "llama-3-8b-8xh100",
+    "mixtral-8x7b-16xa100",
+)
+ROUNDS = 5
+
+
+def best_seconds(
+    action: Callable[[], object],
+    *,
+    before: Callable[[], object] = int,
+    clock: Callable[[], float] = time.process_time,
+) -> float:
+    """Shortest of some rounds, each after ``before``, which is not timed."""
+    taken = []
+    for _ in range(ROUNDS):
+        before()
+        start = clock()
+        action()
+        taken.append(clock() - start)
+    return min(taken)
+
+
+def children_seconds() -> float:
+    """Processor time of the processes that were started and have ended."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+def shell_seconds(*arguments: str) -> tuple[float, float]:
+    """Processor time and wall time of a Python process of its own."""
+
+    def run() -> None:
+        subprocess.run(  # noqa: S603 - our own interpreter
+            [sys.executable, *arguments], check=True, capture_output=True, cwd=ROOT
+        )
+
+    return best_seconds(run, clock=children_seconds), best_seconds(run, clock=time.perf_counter)
+
+
+def baseline() -> int:
+    """Ten million additions."""
+    return sum(range(10_000_000))
+
+
+def main() -> None:
+    """Print one line a file, then the shell."""
+    print(f"baseline: {1e3 * best_seconds(baseline):.0f} ms for ten million additions in Python")
+    print(
+        f"{'file':24} {'load ms':>8} {'model ms':>8} {'cold ms':>8} {'warm ms':>8} {'plans/s':>8}"
+    )
+    for name in FILES:
+        path = ROOT / "cluster_configs" / f"{name}.yaml"
+        spec = load(path)
+        model = load_model(spec.model, folder=spec.folder)
+        model_of = partial(load_model, spec.model, folder=spec.folder)
+        plan_of = partial(make_plan, spec, model=model)
+        figures = (
+            best_seconds(partial(load, path)),
+            best_seconds(model_of),
+            best_seconds(plan_of, before=layer_tape.cache_clear),
+            best_seconds(plan_of),
+        )
+        milliseconds = " ".join(f"{1e3 * figure:8.1f}" for figure in figures)
+        print(f"{name:24} {milliseconds} {1 / figures[-1]:8.1f}")
+    nothing = shell_seconds("-c", "pass")
+    whole = shell_seconds("-m", "planner.cli", "plan", f"cluster_configs/{FILES[0]}.yaml")
+    for clock, taken, least in zip(("processor", "wall"), whole, nothing, strict=True):
+        print(
+            f"shell, {clock} time: planner plan {FILES[0]} {1e3 * taken:.0f} ms, python -c pass "
+            f"{1e3 * least:.0f} ms, ratio {taken / least:.1f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
