@@ -80,4 +80,4 @@ def _build(data: Mapping[str, Any], *, where: str, name: str, text: str) -> Mode
 
 def _own_name(entry: Mapping[str, Any]) -> str:
     own = entry.get("_name_or_path")
-    return Path(own).name if isinstance(own, str) and own else str(show(entry.get("model_type")))
+    return Path(own).name if isinstance(own, str) and own else str(entry.get("model_type"))[:80]
