@@ -16,6 +16,7 @@ from planner.activations.eager import (
     unary_of_result,
     view,
 )
+from planner.activations.programs.autotp_ends import vocabulary_loss
 from planner.activations.programs.case import Case
 from planner.activations.programs.hf_stems import embedded, masked_loss, transformed
 from planner.activations.programs.losses import chunked_loss, fused_loss
@@ -61,7 +62,12 @@ def head_and_loss(m: Machine, case: Case, hidden: Tensor) -> tuple[Tensor | None
         m.book(logits, Term.LOGITS)
     with m.part("loss"), m.booked_as(Term.LOGITS):
         bert = case.layer.head_transform
-        loss = masked_loss(case, logits) if bert else causal_loss(m, case, logits)
+        if bert:
+            loss = masked_loss(case, logits)
+        elif logits.shape[-1] != case.vocab_size:
+            loss = vocabulary_loss(m, case, logits)
+        else:
+            loss = causal_loss(m, case, logits)
     return logits, loss
 
 
@@ -71,7 +77,12 @@ def _gathered(
     """The head's linear; where AutoTP has cut it, all ranks gather all logits."""
     cut = m.cuts.get(name)
     logits = cut_linear(cut, x, weight, bias)
-    return logits if cut is None else gather_last(logits, case.layout.tp)
+    return gather_last(logits, case.layout.tp) if _gathers(m, case, name) else logits
+
+
+def _gathers(m: Machine, case: Case, name: str) -> bool:
+    """A head that is tied to a cut embedding leaves the logits cut."""
+    return name in m.cuts and not case.tied_head
 
 
 def causal_loss(m: Machine, case: Case, logits: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from planner.activations.eager import (
     view,
 )
 from planner.activations.eager.pieces import look_up
+from planner.activations.programs.autotp_ends import vocabulary_embedding
 from planner.activations.programs.case import Case
 from planner.activations.programs.modules import activate, normalise, project
 from planner.activations.programs.shared import LEAVES_WITH_NAME, NO_DROPOUT
@@ -32,7 +33,7 @@ def embedded(m: Machine, case: Case) -> Tensor:
     weight = m.parameters[f"{name}.weight"]
     shape = (case.batch, case.length)
     with m.part("embedding"):
-        hidden = m.module(name, lambda: _tokens(case, weight, shape))
+        hidden = m.module(name, lambda: _tokens(m, case, weight, shape))
         if case.layer.token_types:
             hidden = _typed_and_placed(m, case, hidden)
         elif case.layer.positions == "learned":
@@ -44,9 +45,12 @@ def embedded(m: Machine, case: Case) -> Tensor:
     return hidden
 
 
-def _tokens(case: Case, weight: Tensor, shape: tuple[int, int]) -> Tensor:
+def _tokens(m: Machine, case: Case, weight: Tensor, shape: tuple[int, int]) -> Tensor:
     """The lookup; Gemma's module multiplies its result."""
-    hidden = embedding(weight, shape)
+    if case.module("embedding") in m.cuts:
+        hidden = vocabulary_embedding(m, case, weight)
+    else:
+        hidden = embedding(weight, shape)
     return scale(hidden) if case.layer.embedding_scale else hidden
 
 
