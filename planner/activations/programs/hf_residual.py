@@ -12,7 +12,7 @@ from planner.activations.eager.pieces import add_in_place
 from planner.activations.programs.case import Case
 from planner.activations.programs.hf_plain import feed_forward
 from planner.activations.programs.hf_projected import DROPS_INSIDE, self_attention
-from planner.activations.programs.modules import normalise
+from planner.activations.programs.modules import activate, normalise, project
 from planner.activations.programs.shared import Shared
 from planner.model.description import Mlp
 
@@ -91,13 +91,29 @@ def _pre(m: Machine, case: Case, hidden: Tensor, shared: Shared) -> Tensor:
         hidden = reshape(hidden, -1, shape[-1])
     residual = hidden
     hidden = normalise(m, case.norm, hidden, between)
-    hidden = _dropped(case, feed_forward(m, case, hidden))
+    passed = [hidden]
+    del hidden
+    hidden = _dropped(case, _fed(m, case, passed))
     if case.attention.sinks:
         # The name of the attention's weights is taken by the router's.
         weights = None
     hidden = add(residual, hidden)
     del weights
     return view(hidden, *shape) if case.family == "opt" else hidden
+
+
+def _fed(m: Machine, case: Case, passed: list[Tensor]) -> Tensor:
+    """The MLP; OPT's is written out in the block, which keeps no name of its input."""
+    if case.family != "opt":
+        hidden = passed[0]
+        return feed_forward(m, case, hidden)
+    up, down = (case.module("mlp", place) for place in range(2))
+    mlp = case.mlp
+    assert isinstance(mlp, Mlp)
+    with m.part("mlp"):
+        hidden = project(m, passed.pop(), up)
+        hidden = activate(mlp.activation, hidden)
+        return project(m, hidden, down)
 
 
 def _pre_named(m: Machine, case: Case, hidden: Tensor, shared: Shared) -> Tensor:
@@ -128,7 +144,9 @@ def _post(m: Machine, case: Case, hidden: Tensor, shared: Shared) -> Tensor:
     if case.family == "opt":
         hidden = reshape(hidden, -1, shape[-1])
     residual = hidden
-    hidden = _dropped(case, feed_forward(m, case, hidden))
+    passed = [hidden]
+    del hidden
+    hidden = _dropped(case, _fed(m, case, passed))
     hidden = add(residual, hidden)
     if case.family == "opt":
         hidden = view(hidden, *shape)
