@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import run_ranks
 
 from planner.engines.deepspeed.strategy import Setup
 from planner.engines.deepspeed.zero3 import ZeroThree, zero_three
@@ -19,6 +18,7 @@ from planner.memory.timeline import PartitionIndex, Timeline
 from planner.spec.deepspeed import DeepSpeed, OffloadOptimizer, OffloadParam, Zero
 from planner.spec.layout import Layout
 from planner.spec.training import Training
+from tests.real.harness import run_ranks
 
 pytest.importorskip("deepspeed")
 pytestmark = pytest.mark.real
@@ -27,6 +27,9 @@ WORKER = Path(__file__).parent / "worker_zero3.py"
 
 SCALARS_BYTES = 128
 """The loss, its gradient, norms of sub-groups, the norm that is kept: no buffers, not planned."""
+
+TRACE_CHECK_BYTES = 512
+"""Real ranks compare their traces once: lists of int64 ids."""
 
 LINEARS = {"block": [{"own": [[512, 512]]} for _ in range(16)]}
 
@@ -285,7 +288,13 @@ def made_together(
 
 
 def differences(
-    case: Any, marks: Any, *, world: int, rank: int, clones: bool = False
+    case: Any,
+    marks: Any,
+    *,
+    world: int,
+    rank: int,
+    clones: bool = False,
+    slack: int = SCALARS_BYTES,
 ) -> list[tuple[Any, ...]]:
     """Marks at which DeepSpeed holds or held something else than predicted."""
     strategy = zero_three(setup(case, world), reduce_scatter_clones=clones)
@@ -298,7 +307,7 @@ def differences(
         if mark == "made":
             continue  # before deepspeed.initialize: the model is not DeepSpeed's
         wrong = (end - planned.end_bytes, peak - planned.peak_bytes)
-        if any(not 0 <= difference <= SCALARS_BYTES for difference in wrong):
+        if any(not 0 <= difference <= slack for difference in wrong):
             found.append((mark, owned, end, peak, wrong, planned.terms))
     return found
 
@@ -360,4 +369,5 @@ def test_real_ranks_over_gloo(model: Any) -> None:
     (one,) = case("gloo", model, gas=2, zero={"stage3_param_persistence_threshold": 50}).values
     real = {key: value for key, value in one.items() if key not in ("world", "rank")}
     for rank, marks in enumerate(run_ranks(WORKER, real, ranks=2)):
-        assert not differences(real, marks, world=2, rank=rank, clones=True)
+        slack = SCALARS_BYTES + TRACE_CHECK_BYTES
+        assert not differences(real, marks, world=2, rank=rank, clones=True, slack=slack)
