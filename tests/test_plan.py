@@ -346,11 +346,19 @@ def test_what_is_shipped_plans_or_is_refused_with_a_mend(path: Path) -> None:
     assert plan.worst.peak.peak_bytes > plan.worst.local_parameters * 2 / spec.fixed_layout.dp
 
 
+IMAGE_TOWER = "gemma-3-12b"
+
+
 def _smallest_of_each_family() -> list[str]:
     found: dict[str, catalogue.Entry] = {}
     for entry in sorted(catalogue.entries(), key=lambda entry: entry.parameters):
         found.setdefault(entry.family, entry)
-    return sorted(entry.name for entry in found.values())
+    return sorted(entry.name for entry in found.values() if entry.name != IMAGE_TOWER)
+
+
+def test_an_image_tower_is_refused_not_guessed() -> None:
+    with pytest.raises(RefusedError, match="image tower"):
+        make_plan(spec_of(model=IMAGE_TOWER, devices=8, training={}, layout={"zero_stage": 1}))
 
 
 @pytest.mark.parametrize("recompute", ["none", "full"])

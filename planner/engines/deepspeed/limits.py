@@ -25,6 +25,18 @@ def _inventory(case: Case) -> Iterator[Refusal]:
         )
 
 
+def _vision(case: Case) -> Iterator[Refusal]:
+    """Text alone does not go through an image tower, so its parameters get no gradient."""
+    stem = case.model.stem.layer.parameters
+    if any(parameter.component == "vision" for parameter in stem):
+        yield Refusal(
+            "model",
+            f"{case.model.name} has an image tower, and what that allocates is not modelled yet",
+            "",
+            "use `planner params` for it, or plan the text model alone",
+        )
+
+
 def _recompute(case: Case) -> Iterator[Refusal]:
     training, checkpointing = case.training, case.deepspeed.activation_checkpointing
     if training.recompute == "selective" and training.implementation == "hf":
@@ -56,4 +68,4 @@ def _sequence(case: Case) -> Iterator[Refusal]:
         yield _unknown("layout.sp", "what Ulysses saves around attention", "use sp: 1")
 
 
-_RULES: tuple[Rule, ...] = (_inventory, _recompute, _experts, _sequence)
+_RULES: tuple[Rule, ...] = (_inventory, _vision, _recompute, _experts, _sequence)
