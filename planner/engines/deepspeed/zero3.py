@@ -72,7 +72,7 @@ class ZeroThree:
         register_hooks(timeline, layout, sizes_, from_host=host)
 
     def begin_forward(self, timeline: Timeline, micro_step: int) -> None:
-        """The coordinator starts over (parameter_offload.py:303-308)."""
+        """The coordinator starts over (parameter_offload.py:303-306)."""
         self._backward = False
         self.bucket.accumulating = micro_step > 0
         self.bucket.boundary = micro_step == self.setup.micro_steps - 1

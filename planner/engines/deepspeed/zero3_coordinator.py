@@ -21,7 +21,7 @@ _NEVER = -1
 
 
 class Mode(Enum):
-    """``ZeRoTraceMode`` (57-63)."""
+    """``ZeRoTraceMode`` (53-59)."""
 
     INVALID = auto()
     RECORD = auto()
@@ -57,7 +57,7 @@ class Trace:
 
 
 class Reuse:
-    """How far it is to a parameter's next use (655-664)."""
+    """How far it is to a parameter's next use (653-663)."""
 
     def __init__(self, steps: Sequence[Iterable[int]], pieces: Sequence[Piece]) -> None:
         """``steps``: the parameters that each step of the trace uses."""
@@ -93,21 +93,21 @@ class Coordinator:
     mode: Mode = Mode.INVALID
     trace: Trace = field(default_factory=Trace)
     _uses: list[tuple[int, int]] = field(default_factory=list)
-    """Parameter, and the step that uses it; in fetching order (240-264)."""
+    """Parameter, and the step that uses it; in fetching order (233-249)."""
     _reuse: dict[bool, Reuse] = field(default_factory=dict)
     """For modules (False) and leaf modules (True); the search for the latter's parameters looks
-    into children, the search for the former's into no leaf module (661)."""
+    into children, the search for the former's into no leaf module (660)."""
     _step: int = 0
     _queued: int = 0
     """How many uses of the trace have been fetched or passed over."""
     _available_numel: int = 0
     _fetched_for: list[int] = field(default_factory=list)
-    """By parameter: the latest step that it has been fetched for (118)."""
+    """By parameter: the latest step that it has been fetched for (112)."""
     _releases: dict[tuple[int, range], tuple[int, ...]] = field(default_factory=dict)
-    """Decisions are made once and kept (``lru_cache``, 637)."""
+    """Decisions are made once and kept (``lru_cache``, 633)."""
 
     def reset(self, timeline: Timeline) -> None:
-        """Before a forward pass (264-303)."""
+        """Before a forward pass (251-290)."""
         self._give_up_flights(timeline)
         if self.mode is Mode.RECORD:
             self._index()
@@ -118,7 +118,7 @@ class Coordinator:
         self._step = self._queued = self._available_numel = 0
 
     def fetch(self, timeline: Timeline, module: range) -> None:
-        """A module is about to be used (305-341, 365-484)."""
+        """A module is about to be used (310-349, 353-489)."""
         self._follow(timeline, module)
         status, flights = self.gathers.status, self.gathers.in_flight
         self._gather(timeline, [p for p in module if status[p] is Status.AWAY])
@@ -131,7 +131,7 @@ class Coordinator:
         self._step += 1
 
     def release(self, timeline: Timeline, module: range, *, recomputing: bool) -> None:
-        """A module has been used (488-533)."""
+        """A module has been used (494-533)."""
         chosen: Sequence[int] = module
         if self.mode is Mode.COMPLETE:
             chosen = self._to_release(module)
@@ -149,7 +149,7 @@ class Coordinator:
             self._release(timeline, p)
 
     def _follow(self, timeline: Timeline, module: range) -> None:
-        """Record the module, or compare it with the record (204-238)."""
+        """Record the module, or compare it with the record (202-231)."""
         if self.mode is Mode.RECORD:
             self.trace.enter(module)
         elif self.mode is Mode.COMPLETE and not self._expected(module):
@@ -177,7 +177,7 @@ class Coordinator:
             self.gathers.gather(timeline, parameters)
 
     def _pass_over(self, module: range) -> None:
-        """Take off the queue what has just been fetched (417-431)."""
+        """Take off the queue what has just been fetched (425-435)."""
         waiting = sum(1 for p in module if self._fetched_for[p] < self._step)
         seen: Counter[int] = Counter()
         while self._queued < len(self._uses) and len(seen) < waiting:
@@ -222,7 +222,7 @@ class Coordinator:
             self._available_numel -= self.gathers.pieces[parameter].numel
 
     def _give_up_flights(self, timeline: Timeline) -> None:
-        """Finish and release what was prefetched for nothing (196-200)."""
+        """Finish and release what was prefetched for nothing (189-193)."""
         for p in self.gathers.settle(timeline):
             self._release(timeline, p)
         self.gathers.forget(timeline)

@@ -70,19 +70,28 @@ class Gathers:
 
     def gather(self, timeline: Timeline, parameters: Sequence[int]) -> None:
         """Start the gather of parameters that are away, group by group (1540-1602)."""
+        if len(parameters) == 1:
+            self._gather_group(timeline, (parameters[0],))
+            return
         for _, group in groupby(sorted(parameters, key=self._order), key=self._group):
-            members = tuple(group)
-            if self.pieces[members[0]].degree == 1:
-                self._alias(timeline, members)
-            elif self.sequential or len(members) == 1:
-                self._one_by_one(timeline, members)
-            elif self.all_reduce and members[0] not in self._secondary:
-                self._summed(timeline, members)
-            else:
-                self._coalesced(timeline, members)
+            self._gather_group(timeline, tuple(group))
+
+    def _gather_group(self, timeline: Timeline, members: tuple[int, ...]) -> None:
+        """One collective, or one each.
+
+        A world of one has nobody to gather from (61-106, 1559-1560).
+        """
+        if self.pieces[members[0]].degree == 1:
+            self._alias(timeline, members)
+        elif self.sequential or len(members) == 1:
+            self._one_by_one(timeline, members)
+        elif self.all_reduce and members[0] not in self._secondary:
+            self._summed(timeline, members)
+        else:
+            self._coalesced(timeline, members)
 
     def _group(self, parameter: int) -> tuple[bool, bool]:
-        """What has a second partition first (coordinator:575-588), then by process group."""
+        """What has a second partition first (coordinator:595-602), then by process group."""
         return parameter not in self._secondary, self.pieces[parameter].expert
 
     def _order(self, parameter: int) -> tuple[tuple[bool, bool], int]:
@@ -95,7 +104,7 @@ class Gathers:
         self._drop(timeline, handle.buffer)
 
     def settle(self, timeline: Timeline) -> list[int]:
-        """Finish all gathers under way; their buffers stay until `forget` (coordinator:196-200)."""
+        """Finish all gathers under way; their buffers stay until `forget` (partitioned_param_coordinator.py:189-193)."""
         for handle in self.in_flight.values():
             self._complete(timeline, handle)
         return list(self.in_flight)
@@ -173,7 +182,8 @@ class Gathers:
         inputs = sum(self._input_numel(p) for p in members) * self.element_bytes
         for p in members:
             self._own(timeline, p, self.pieces[p].padded_numel)
-        timeline.add(Term.GATHERED_WEIGHTS, inputs)
+        if inputs:
+            timeline.add(Term.GATHERED_WEIGHTS, inputs)
         handle = Handle(members=members, buffer=Storage(0, len(members)), inputs=Storage(inputs, 1))
         self._start(members, handle)
 
@@ -189,8 +199,8 @@ class Gathers:
         """A flat buffer for all, copied out when the first of them is needed (1329-1371)."""
         size = self.element_bytes * sum(self.pieces[p].padded_numel for p in members)
         timeline.add(Term.GATHERED_WEIGHTS, size)
-        inputs = sum(self._input_numel(p) for p in members)
-        timeline.spike(Term.GATHERED_WEIGHTS, inputs * self.element_bytes)
+        if inputs := sum(self._input_numel(p) for p in members):
+            timeline.spike(Term.GATHERED_WEIGHTS, inputs * self.element_bytes)
         buffer = Storage(size, len(members))
         self._start(members, Handle(members=members, buffer=buffer, copies=True))
 
@@ -216,5 +226,5 @@ class Gathers:
 
     def _drop(self, timeline: Timeline, storage: Storage) -> None:
         storage.holders -= 1
-        if storage.holders == 0:
+        if storage.holders == 0 and storage.size:
             timeline.add(Term.GATHERED_WEIGHTS, -storage.size)
