@@ -91,8 +91,9 @@ def expert_zero_degree(layout: Layout, grouping: ExpertGrouping) -> int:
 def partition_index(rank: int, layout: Layout, grouping: ExpertGrouping) -> PartitionIndex:
     """Which partition of the dense and of the expert parameters a rank owns."""
     place = coordinates(rank, layout)
-    _, expert_place = _expert_pool(rank, layout, grouping)
-    return PartitionIndex(place.dp * layout.sp + place.sp, expert_place // layout.ep)
+    dense = place.dp * layout.sp + place.sp
+    expert_place = dense if grouping == "lane" else rank % (layout.num_devices // layout.pp)
+    return PartitionIndex(dense, expert_place // layout.ep)
 
 
 def secondary_group(rank: int, size: int) -> Ranks:

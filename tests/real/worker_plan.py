@@ -73,13 +73,14 @@ def settings(spec: Spec) -> dict[str, Any]:
 def main() -> None:
     """Run the cases one after the other and write the readings of each."""
     case = json.loads(sys.argv[1])
-    gc.freeze()  # what the imports made needs no collection at every phase
     deepspeed.init_distributed("gloo")
     readings = []
     for file in case["files"]:
         with Ledger() as ledger:
             train(load(Path(file)), ledger, case["steps"])
         readings.append([reading._asdict() for reading in ledger.books.readings])
+        gc.collect()
+        gc.freeze()  # what imports left behind needs no collection at every phase of the next case
     Path(sys.argv[2]).write_text(json.dumps(readings))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
