@@ -1,6 +1,7 @@
 """The bytes of whole parameters: what a gather allocates, and when it is free again.
 
-Line numbers are of partition_parameters.py in runtime/zero of DeepSpeed 0.19.8.
+Line numbers are of partition_parameters.py in runtime/zero of DeepSpeed 0.19.8; `coordinator` is
+partitioned_param_coordinator.py there.
 """
 
 from collections import deque
@@ -104,7 +105,7 @@ class Gathers:
         self._drop(timeline, handle.buffer)
 
     def settle(self, timeline: Timeline) -> list[int]:
-        """Finish all gathers under way; their buffers stay until `forget` (partitioned_param_coordinator.py:189-193)."""
+        """Finish all gathers under way; buffers stay until `forget` (coordinator:189-193)."""
         for handle in self.in_flight.values():
             self._complete(timeline, handle)
         return list(self.in_flight)
