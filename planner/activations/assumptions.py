@@ -15,7 +15,4 @@ def activation_assumptions(model: Model) -> tuple[str, ...]:
     """One sentence where the family's tape was not found equal to a real run; else nothing."""
     if model.family in VERIFIED:
         return ()
-    return (
-        f"activations of {model.family} follow the code of its blocks; they were not found equal "
-        "to a run, allocation by allocation",
-    )
+    return (f"activations of {model.family} follow its blocks' code; not found equal to a run",)

@@ -26,7 +26,7 @@ def block(m: Machine, case: Case, hidden: Tensor, shared: Shared) -> Tensor:
 
 
 def pre_norm(m: Machine, case: Case, hidden: Tensor, shared: Shared) -> Tensor:
-    """x + f(norm(x)), twice."""
+    """Computes x + f(norm(x)), twice."""
     residual = hidden
     hidden = normalise(m, case.norm, hidden, "input_layernorm")
     attend = self_attention if case.attention.latent is None else latent_attention

@@ -79,7 +79,7 @@ def _dropped(case: Case, branch: Tensor) -> Tensor:
 
 
 def _pre(m: Machine, case: Case, hidden: Tensor, shared: Shared) -> Tensor:
-    """x + f(norm(x)), twice."""
+    """Computes x + f(norm(x)), twice."""
     before, between = block_norms(case)[:2]
     residual = hidden
     hidden = normalise(m, case.norm, hidden, before)
@@ -133,7 +133,7 @@ def _pre_named(m: Machine, case: Case, hidden: Tensor, shared: Shared) -> Tensor
 
 
 def _post(m: Machine, case: Case, hidden: Tensor, shared: Shared) -> Tensor:
-    """norm(x + f(x)), twice."""
+    """Computes norm(x + f(x)), twice."""
     between, after = block_norms(case)[:2]
     residual = hidden
     hidden, weights = self_attention(m, case, hidden, shared)
@@ -156,7 +156,7 @@ def _post(m: Machine, case: Case, hidden: Tensor, shared: Shared) -> Tensor:
 
 
 def _sandwich(m: Machine, case: Case, hidden: Tensor, shared: Shared) -> Tensor:
-    """x + norm(f(norm(x))), twice."""
+    """Computes x + norm(f(norm(x))), twice."""
     first, second, third, fourth = block_norms(case)
     residual = hidden
     hidden = normalise(m, case.norm, hidden, first)
@@ -173,7 +173,7 @@ def _sandwich(m: Machine, case: Case, hidden: Tensor, shared: Shared) -> Tensor:
 
 
 def _post_output(m: Machine, case: Case, hidden: Tensor, shared: Shared) -> Tensor:
-    """x + norm(f(x)), twice."""
+    """Computes x + norm(f(x)), twice."""
     first, second = block_norms(case)[:2]
     residual = hidden
     hidden, weights = self_attention(m, case, hidden, shared)
@@ -188,7 +188,7 @@ def _post_output(m: Machine, case: Case, hidden: Tensor, shared: Shared) -> Tens
 
 
 def _beside(m: Machine, case: Case, hidden: Tensor, shared: Shared) -> Tensor:
-    """x + attention(n(x)) + mlp(n(x)): GPT-NeoX, which has two norms, and Phi, which has one."""
+    """Computes x + attention(n(x)) + mlp(n(x)): GPT-NeoX, which has two norms, and Phi, which has one."""
     names = block_norms(case)
     residual = hidden
     if case.layer.residual == "parallel_two_norms":

@@ -45,7 +45,9 @@ PLAIN_SOFTMAX = {"gpt2", "bert"}
 """Their eager attention takes the softmax in the model's dtype."""
 
 
-def score(m: Machine, case: Case, heads: Heads, shared: Shared) -> Scored:
+def score(  # noqa: PLR0911 - one return for each family of cores
+    m: Machine, case: Case, heads: Heads, shared: Shared
+) -> Scored:
     """The attention function of the family; (B, S, A, D), or flat where its code makes it so."""
     facts = case.attention
     if case.family == "falcon":
