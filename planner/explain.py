@@ -1,5 +1,6 @@
 """Why the peak is where it is: what is alive there, who allocates it, what would change it."""
 
+import re
 from dataclasses import dataclass
 
 from planner.engines.deepspeed.notes import Note
@@ -85,8 +86,13 @@ def _turned(plan: Plan, knob: Knob) -> Turned | None:
     try:
         after = make_plan(spec, model=plan.model).worst
     except PlannerError as error:
-        return _change(knob, before, before, refusal=str(error).replace(f"{spec.path}: ", ""))
+        return _change(knob, before, before, refusal=_without_place(spec, str(error)))
     return _change(knob, before, after, refusal="")
+
+
+def _without_place(spec: Spec, message: str) -> str:
+    """The knob is not in the file, so neither is its line."""
+    return re.sub(rf"^{re.escape(str(spec.path))}(:\d+)?: ", "", message, flags=re.MULTILINE)
 
 
 def _change(knob: Knob, before: RankPlan, after: RankPlan, *, refusal: str) -> Turned:

@@ -11,10 +11,10 @@ from planner.engines.deepspeed.communicators import num_all_to_all_peers, num_co
 from planner.engines.deepspeed.limits import limits
 from planner.engines.deepspeed.notes import Note
 from planner.engines.deepspeed.pass_notes import pass_notes
-from planner.engines.deepspeed.refusal import Case
+from planner.engines.deepspeed.refusal import Case, Refusal
 from planner.engines.deepspeed.refusals import refusals
 from planner.engines.deepspeed.stage import Run, StageRun, run_stage
-from planner.errors import LayoutError, RefusedError
+from planner.errors import LayoutError, ModelError, RefusedError
 from planner.layout.cut import expert_grouping, stages
 from planner.layout.ranks import PartitionIndex, coordinates, partition_index
 from planner.layout.stage import Stage
@@ -151,7 +151,7 @@ def notes_of_passes(spec: Spec, rank: int, model: Model) -> tuple[Note, ...]:
 
 
 def _run(spec: Spec, model: Model | None) -> Run:
-    model = load_model(spec.model, folder=spec.folder) if model is None else model
+    model = _model(spec) if model is None else model
     run = Run(
         model=model,
         training=spec.training,
@@ -164,8 +164,25 @@ def _run(spec: Spec, model: Model | None) -> Run:
     case = Case(model, spec.cluster, run.training, run.layout, run.deepspeed)
     refused = (*refusals(**case._asdict()), *limits(case))
     if refused:
-        raise RefusedError("\n".join(f"{spec.path}: {refusal}" for refusal in refused))
+        raise RefusedError("\n".join(_told(spec, refusal) for refusal in refused))
     return run
+
+
+def _model(spec: Spec) -> Model:
+    """What the file names; a fault of the entry itself is told with the entry's line."""
+    try:
+        return load_model(spec.model, folder=spec.folder)
+    except ModelError as error:
+        text = str(error)
+        if not text.startswith("model: "):
+            raise
+        raise ModelError(f"{spec.at('model')}: {text.removeprefix('model: ')}") from None
+
+
+def _told(spec: Spec, refusal: Refusal) -> str:
+    """``file:line: key: fault; mend``."""
+    where = spec.at(*refusal.key.split("."))
+    return f"{where}: {str(refusal).removeprefix(refusal.key + ': ')}"
 
 
 class _Class(NamedTuple):
