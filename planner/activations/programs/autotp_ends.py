@@ -10,7 +10,6 @@ from planner.activations.eager import (
     Tensor,
     begin,
     clone,
-    embedding,
     empty,
     finish,
     like,

@@ -1,5 +1,7 @@
 """Attention as transformers runs it: projections, rotary positions, the two kernels."""
 
+from functools import partial
+
 from planner.activations.eager import (
     Machine,
     Tensor,
@@ -24,6 +26,7 @@ from planner.activations.eager.pieces import masked_attention
 from planner.activations.programs.case import Case
 from planner.activations.programs.modules import normalise, project
 from planner.activations.programs.shared import Shared
+from planner.activations.programs.ulysses import ulysses
 
 Heads = tuple[Tensor, Tensor, Tensor]
 
@@ -40,7 +43,7 @@ def self_attention(
             query, key = rotate(query, key, cos, sin)
     output, weights = attend(m, case, query, key, value, shared)
     with m.part("attention.o"):
-        output = reshape(output, batch, length, -1)
+        output = contiguous(reshape(output, batch, length, -1))
         output = project(m, output, case.module("attention.o"))
     return output, weights
 
@@ -103,6 +106,9 @@ def attend(
 ) -> tuple[Tensor, Tensor | None]:
     """The attention function that the configuration asks for; the result is (B, S, A, D)."""
     with m.part("attention.core"):
+        if case.layout.sp > 1:
+            core = partial(sdpa_attention, case, mask=None)
+            return ulysses(core, case.layout.sp, query, key, value)
         mask = shared.attention_mask(m, case)
         if case.kernel == "eager":
             return eager_attention(case, query, key, value, mask)

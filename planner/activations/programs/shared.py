@@ -46,7 +46,9 @@ class Shared:
 def rotary_shape(case: Case) -> tuple[int, ...]:
     """Of cos and sin; gpt-oss, which has sinks, makes half of them."""
     size = case.rotary_size // 2 if case.attention.sinks else case.rotary_size
-    return (1, case.length, size)
+    # Ulysses wants position ids from the caller, one row a sequence.
+    rows = case.batch if case.layout.sp > 1 else 1
+    return (rows, case.length, size)
 
 
 def rotary_dtype(case: Case) -> str:
@@ -111,7 +113,7 @@ OWN_POSITIONS = {"bert", "bloom", "gpt2"}
 
 def position_ids(case: Case) -> list[tuple[int, int]]:
     """Shapes of the position ids that the model hands to its blocks."""
-    if case.family in OWN_POSITIONS:
+    if case.family in OWN_POSITIONS or case.layout.sp > 1:
         return []
     return [(case.batch if case.family == "opt" else 1, case.length)]
 
@@ -202,7 +204,8 @@ def _make_alibi(m: Machine, case: Case) -> list[Tensor]:
 
 def make_position_embeddings(m: Machine, case: Case) -> tuple[Tensor, Tensor]:
     """``LlamaRotaryEmbedding.forward``: computed in fp32, kept in the model's dtype."""
-    frequencies = empty(m, (1, case.length, case.rotary_size // 2), "fp32")
+    rows = rotary_shape(case)[0]
+    frequencies = empty(m, (rows, case.length, case.rotary_size // 2), "fp32")
     angles = frequencies if case.attention.sinks else cat([frequencies, frequencies], -1)
     cos = scale(scale(angles))
     sin = scale(scale(angles))
