@@ -188,7 +188,7 @@ def _post_output(m: Machine, case: Case, hidden: Tensor, shared: Shared) -> Tens
 
 
 def _beside(m: Machine, case: Case, hidden: Tensor, shared: Shared) -> Tensor:
-    """Computes x + attention(n(x)) + mlp(n(x)): GPT-NeoX, which has two norms, and Phi, which has one."""
+    """Attention and MLP side by side: GPT-NeoX, which has two norms, and Phi, which has one."""
     names = block_norms(case)
     residual = hidden
     if case.layer.residual == "parallel_two_norms":

@@ -2,7 +2,8 @@
 
 Sources, transformers 5.23: ``apply_rotary_pos_emb`` in models/gpt_neox/modeling_gpt_neox.py:107,
 models/phi3/modeling_phi3.py:159, models/glm/modeling_glm.py:158,
-models/olmo2/modeling_olmo2.py:154, models/gpt_oss/modeling_gpt_oss.py:207; PhiAttention.forward in models/phi/modeling_phi.py.
+models/olmo2/modeling_olmo2.py:154,
+models/gpt_oss/modeling_gpt_oss.py:207; PhiAttention.forward in models/phi/modeling_phi.py.
 """
 
 from planner.activations.eager import (
