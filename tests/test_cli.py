@@ -89,7 +89,9 @@ def test_what_the_framework_refuses_is_bad_input(command: str, tmp_path, planner
     assert ran.code == BAD_INPUT
     assert ran.out == ""
     (line,) = ran.err.splitlines()
-    assert line.startswith(f"{path}: layout.")
+    lines = path.read_text().splitlines()
+    number = next(at for at, text in enumerate(lines, 1) if "zero_stage" in text)
+    assert line.startswith(f"{path}:{number}: layout.zero_stage: ")
     assert "runtime/pipe/engine.py" in line
 
 
