@@ -59,6 +59,24 @@ LEAF = {
     ]
 }
 
+VIEWED = {
+    "block": [
+        {"own": [[61, 67]]},
+        {"block": [{"viewed": [[8, 64, 8]]}, {"own": [[28, 65]]}, {"viewed": [[4, 33], [7]]}]},
+        {"own": [[301, 33]]},
+    ]
+}
+
+VIEWED_CHECKPOINTED = {
+    "block": [
+        {"own": [[61, 67]]},
+        {"checkpoint": [{"viewed": [[8, 64, 8]]}, {"own": [[28, 65]]}]},
+        {"own": [[301, 33]]},
+    ]
+}
+
+OWNERS = ("own", "viewed")
+
 SMALL = {
     "reduce_bucket_size": 9000,
     "stage3_param_persistence_threshold": 0,
@@ -182,6 +200,14 @@ CASES = [
     case("alone-persistent", world=1, zero={"stage3_param_persistence_threshold": 500}),
     case("leaf", LEAF, gas=2),
     case("leaf-reuse-0", LEAF, zero={"stage3_max_reuse_distance": 0}),
+    case("viewed", VIEWED, gas=2, zero={"stage3_max_reuse_distance": 0}),
+    case("viewed-reuse-some", VIEWED),
+    case(
+        "viewed-checkpointed",
+        VIEWED_CHECKPOINTED,
+        zero={"stage3_max_reuse_distance": 0},
+        recompute="full",
+    ),
     case("foreach", optimizer="adamw", kernel="foreach", zero={"sub_group_size": 3000}),
     case("loop", optimizer="adamw", kernel="loop"),
 ]
@@ -189,17 +215,17 @@ CASES = [
 
 def shapes(part: Any) -> list[list[int]]:
     """Of all parameters, in order."""
-    if "own" in part:
-        return list(part["own"])
-    (parts,) = part.values()
+    ((kind, parts),) = part.items()
+    if kind in OWNERS:
+        return list(parts)
     return [shape for inner in parts for shape in shapes(inner)]
 
 
 def leaves(part: Any, start: int = 0) -> list[range]:
     """Parameters of the modules that are gathered whole."""
-    if "own" in part:
-        return []
     ((kind, parts),) = part.items()
+    if kind in OWNERS:
+        return []
     if kind == "leaf":
         return [range(start, start + len(shapes(part)))]
     found = []
@@ -209,14 +235,14 @@ def leaves(part: Any, start: int = 0) -> list[range]:
     return found
 
 
-def owners(part: Any, start: int = 0) -> list[range]:
+def owners(part: Any, kinds: tuple[str, ...] = OWNERS, start: int = 0) -> list[range]:
     """Parameters of each module that has some of its own."""
-    if "own" in part:
-        return [range(start, start + len(part["own"]))]
-    (parts,) = part.values()
+    ((kind, parts),) = part.items()
+    if kind in OWNERS:
+        return [range(start, start + len(parts))] if kind in kinds else []
     found = []
     for inner in parts:
-        found += owners(inner, start)
+        found += owners(inner, kinds, start)
         start += len(shapes(inner))
     return found
 
@@ -239,6 +265,7 @@ def setup(case: Any, world: int) -> Setup:
             precision=case["precision"],
             optimizer_kernel=case.get("kernel", "fused"),
             parameter_groups=case.get("groups", "one"),
+            recompute=case.get("recompute", "none"),
         ),
         deepspeed=DeepSpeed(
             zero_optimization=Zero(**zero),
@@ -249,6 +276,7 @@ def setup(case: Any, world: int) -> Setup:
         capacity_bytes=10**12,
         zero_init=case.get("zero_init", False),
         leaf_modules=tuple(leaves(case["model"])),
+        viewed_parameters=frozenset(p for own in owners(case["model"], ("viewed",)) for p in own),
     )
 
 

@@ -61,6 +61,14 @@ class Owner(torch.nn.Module):
         return Touch.apply(x, *self.weights)
 
 
+class Viewed(Owner):
+    """What autograd saves are views, as of one expert of many in a tensor."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Touch a view of each."""
+        return Touch.apply(x, *(weight.view(-1) for weight in self.weights))
+
+
 class Block(torch.nn.Module):
     """Owners and blocks in a row; without parameters of its own."""
 
@@ -88,11 +96,16 @@ class Leaf(Block):
 
 
 def make(part: Any, dtype: torch.dtype) -> torch.nn.Module:
-    """``{"own": [shapes]}``, ``{"block": [parts]}``, or ``checkpoint`` or ``leaf`` for block."""
+    """``{kind: [shapes]}`` with own or viewed, ``{kind: [parts]}`` with one of the others."""
     ((kind, inner),) = part.items()
-    if kind == "own":
-        return Owner(inner, dtype)
-    return {"block": Block, "checkpoint": Checkpointed, "leaf": Leaf}[kind](inner, dtype)
+    kinds = {
+        "own": Owner,
+        "viewed": Viewed,
+        "block": Block,
+        "checkpoint": Checkpointed,
+        "leaf": Leaf,
+    }
+    return kinds[kind](inner, dtype)
 
 
 class FusedStandIn(torch.optim.Optimizer):

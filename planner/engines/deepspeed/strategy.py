@@ -29,6 +29,9 @@ class Setup:
     it appears, as Hugging Face's Trainer does; else every rank holds it whole at first."""
     leaf_modules: tuple[range, ...] = ()
     """ZeRO-3: parameters of each module that is gathered as a whole (``set_z3_leaf_modules``)."""
+    viewed_parameters: frozenset[int] = frozenset()
+    """ZeRO-3: parameters of which the forward pass saves a view, as ``weight[expert]`` is one: the
+    view holds the gathered storage until the backward pass, whatever DeepSpeed releases."""
 
 
 class Strategy(Protocol):

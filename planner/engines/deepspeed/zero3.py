@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from planner.engines.deepspeed.dtypes import Sizes, sizes
 from planner.engines.deepspeed.notes import Note
 from planner.engines.deepspeed.strategy import Setup
-from planner.engines.deepspeed.zero3_coordinator import Coordinator
+from planner.engines.deepspeed.zero3_coordinator import Coordinator, Saves
 from planner.engines.deepspeed.zero3_gather import Gathers
 from planner.engines.deepspeed.zero3_gradients import Bucket
 from planner.engines.deepspeed.zero3_init import (
@@ -86,10 +86,16 @@ class ZeroThree:
 
     def leave(self, timeline: Timeline, parameters: range, *, backward: bool) -> None:
         """Release what is not soon needed again (parameter_offload.py:555-566, 594-605)."""
-        recomputing = self._backward and not backward
         if backward:
             self._reduce_leaf(timeline, parameters)
-        self.coordinator.release(timeline, parameters, recomputing=recomputing)
+        saves = "nothing" if backward else self._saves()
+        self.coordinator.release(timeline, parameters, saves=saves)
+
+    def _saves(self) -> Saves:
+        """With full recompute the first forward pass saves no weights."""
+        if self._backward:
+            return "copies"
+        return "nothing" if self.setup.training.recompute == "full" else "views"
 
     def begin_backward(self, timeline: Timeline, micro_step: int) -> None:
         """Nothing is allocated."""

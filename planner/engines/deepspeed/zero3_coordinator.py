@@ -12,10 +12,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from itertools import accumulate
+from typing import Literal
 
 from planner.engines.deepspeed.zero3_gather import Gathers, Status
 from planner.engines.deepspeed.zero3_partition import Piece
 from planner.memory.timeline import Timeline
+
+Saves = Literal["nothing", "views", "copies"]
+"""What of a released parameter's storage the graph of the pass that ends still holds: views of it
+after a forward pass; after one that was computed again everything that was saved, because torch
+keeps detached copies (torch/utils/checkpoint.py, ``_recomputation_hook``)."""
 
 _NEVER = -1
 
@@ -130,7 +136,7 @@ class Coordinator:
             self._prefetch(timeline)
         self._step += 1
 
-    def release(self, timeline: Timeline, module: range, *, recomputing: bool) -> None:
+    def release(self, timeline: Timeline, module: range, *, saves: Saves) -> None:
         """A module has been used (494-533)."""
         chosen: Sequence[int] = module
         if self.mode is Mode.COMPLETE:
@@ -138,8 +144,11 @@ class Coordinator:
         elif self.mode is Mode.RECORD:
             self.trace.leave(module)
         for p in chosen:
-            keep = recomputing and self.gathers.pieces[p].saved
-            self._release(timeline, p, keep=keep)
+            self._release(timeline, p, keep=self._outlives(p, saves))
+
+    def _outlives(self, parameter: int, saves: Saves) -> bool:
+        piece = self.gathers.pieces[parameter]
+        return piece.saved if saves == "copies" else saves == "views" and piece.viewed
 
     def release_all(self, timeline: Timeline) -> None:
         """Before the optimizer's step (537-552)."""

@@ -25,6 +25,8 @@ class Piece(NamedTuple):
     """Stays whole between steps."""
     saved: bool
     """Autograd keeps the parameter for the backward pass; biases are only added."""
+    viewed: bool
+    """What autograd keeps is a view, and with it the storage."""
 
     @property
     def padded_numel(self) -> int:
@@ -102,6 +104,7 @@ def _pieces(setup: Setup) -> tuple[Piece, ...]:
                 expert=parameter.expert,
                 persistent=index in persistent,
                 saved=not parameter.name.endswith("bias"),
+                viewed=index in setup.viewed_parameters,
             )
         )
     return tuple(pieces)
