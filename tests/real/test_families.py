@@ -47,13 +47,11 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def measured(config: dict[str, Any], attention: str, recompute: str) -> list[Allocation]:
+def measured(config: dict[str, Any], attention: str) -> list[Allocation]:
     """One forward and backward pass on the CPU in bf16."""
     settings = transformers.AutoConfig.for_model(**config)
     model = transformers.AutoModelForCausalLM.from_config(settings, attn_implementation=attention)
     model = model.to(torch.bfloat16).train()
-    if recompute == "full":
-        model.gradient_checkpointing_enable()
     tokens = torch.randint(0, VOCABULARY, (BATCH, LENGTH))
     trace = Trace([*model.parameters(), *model.buffers(), tokens])
     with trace:
@@ -62,14 +60,13 @@ def measured(config: dict[str, Any], attention: str, recompute: str) -> list[All
     return large(trace.allocations, SMALL_BYTES)
 
 
-def told(config: dict[str, Any], attention: str, recompute: str) -> list[Allocation]:
+def told(config: dict[str, Any], attention: str) -> list[Allocation]:
     """The same from the tapes."""
     model = load_model(dict(config), folder=Path())
     training = Training(
         sequence_length=LENGTH,
         micro_batch_size=BATCH,
         attention=attention,  # type: ignore[arg-type]
-        recompute=recompute,  # type: ignore[arg-type]
     )
     layers = tuple(one.layer for one in model.placed())
     passes = [
@@ -89,12 +86,11 @@ def told(config: dict[str, Any], attention: str, recompute: str) -> list[Allocat
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("recompute", ["none", "full"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", list(CASES))
-def test_every_allocation_of_the_blocks_is_told(family, attention, recompute):
+def test_every_allocation_of_the_blocks_is_told(family, attention):
     config = CASES[family] | {"model_type": family}
-    real = measured(config, attention, recompute)
-    ours = told(config, attention, recompute)
+    real = measured(config, attention)
+    ours = told(config, attention)
     assert len(real) == len(ours)
     assert real[STEM:] == ours[STEM:]
