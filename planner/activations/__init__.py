@@ -20,8 +20,8 @@ mirrors. So write programs as that code is written:
   nothing saved it); a name that the original keeps to the end of the function is kept.
 - A value that the original binds and never uses is bound: ``hidden, _ = self_attention(...)``.
 - ``nn.Module.__call__`` holds its inputs until it returns. ``m.module(name, forward, *inputs)``
-  does the same, marks where the module's parameters are entered and left, and is the way to call what
-  owns parameters. ``m.get(module, "weight")`` finds them, already cut to this rank.
+  does the same, marks where the module's parameters are entered and left, and is the way to call
+  what owns parameters. ``m.get(module, "weight")`` finds them, already cut to this rank.
 - ``with m.part("attention.core")`` names the part for `saved_by_component`;
   ``m.booked_as(term)`` and ``m.book(tensor, term)`` put allocations under a term of their own. All
   else becomes ACTIVATIONS if alive between the passes, and TRANSIENT if not.

@@ -51,7 +51,7 @@ def _start(
             stderr=subprocess.STDOUT,
             env=os.environ | environment,
             start_new_session=True,
-        preexec_fn=_end_with_parent,  # noqa: PLW1509 - one system call, no threads here
+            preexec_fn=_end_with_parent,  # noqa: PLW1509 - one system call, no threads here
         )
 
 

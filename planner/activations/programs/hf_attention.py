@@ -135,7 +135,7 @@ def eager_attention(
 def sdpa_attention(
     case: Case, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, None]:
-    """``sdpa_attention_forward``, integrations/sdpa_attention.py: heads are repeated with a mask."""
+    """``sdpa_attention_forward``, integrations/sdpa_attention.py: a mask repeats the heads."""
     times = query.shape[1] // key.shape[1]
     if times > 1 and not (mask is None and key.shape[-1] == value.shape[-1] <= 256):  # noqa: PLR2004
         key = repeat_kv(key, times)

@@ -43,7 +43,7 @@ Choice = tuple[Tensor, Tensor, Tensor]
 
 
 def mixture(m: Machine, case: Case, facts: Moe, hidden: Tensor) -> Tensor:
-    """The block's MLP part; DeepSpeed's own layer takes the place of experts that are spread out."""
+    """The block's MLP part; DeepSpeed's own layer runs experts that are spread out."""
     if expert_holder(case.layout, case.deepspeed) == "autoep":
         return _spread_out(m, case, facts, hidden)
     if facts.shared_gate:
