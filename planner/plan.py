@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal, NamedTuple
 
+from planner.activations.assumptions import activation_assumptions
 from planner.engines.deepspeed.assumptions import layout_assumptions
 from planner.engines.deepspeed.communicators import num_all_to_all_peers, num_communicators
 from planner.engines.deepspeed.limits import limits
@@ -248,6 +249,12 @@ def _rank_plan(run: Run, stage: Stage, done: StageRun, own: _Class) -> RankPlan:
     )
 
 
+def _code_assumptions(run: Run) -> tuple[str, ...]:
+    """Whether the family's layers, as transformers runs them, were compared with a run."""
+    hf = run.training.implementation == "hf"
+    return activation_assumptions(run.model) if hf else ()
+
+
 def _names(stage: Stage) -> str:
     """``stem, blocks 0-19``: what a stage holds, for people."""
     parts: list[str] = []
@@ -266,6 +273,7 @@ def _plan(spec: Spec, run: Run, ranks: Sequence[RankPlan]) -> Plan:
         ranks=ordered,
         assumptions=(
             *layout_assumptions(run.model, run.training, run.layout, run.deepspeed),
+            *_code_assumptions(run),
             *ordered[0].beyond.assumptions,
         ),
         warnings=spec.warnings,

@@ -1,5 +1,8 @@
 """Plans of whole files against real training: DeepSpeed, transformers, two ranks, to the byte.
 
+Each rank runs on its own, with collectives that return at once. ZeRO-3 compares values between
+ranks, so it is left to `test_zero3`.
+
 What the ledger sees beyond the plan: buffers of a model that are no parameters (rotary frequencies:
 a few hundred bytes), and the scalars of losses, norms and steps.
 """
@@ -27,7 +30,7 @@ LLAMA = {
     "num_hidden_layers": 4,
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
-    "vocab_size": 4096,
+    "vocab_size": 2048,
     "max_position_embeddings": 512,
     "tie_word_embeddings": False,
 }
@@ -36,7 +39,6 @@ CASES = {
     "zero-0": ({}, {}, {"zero_stage": 0}, {}),
     "zero-1": ({}, {}, {"zero_stage": 1}, {}),
     "zero-2": ({}, {}, {"zero_stage": 2}, {}),
-    "zero-3": ({}, {}, {"zero_stage": 3}, {}),
     "zero-1, three micro-steps": ({}, {"global_batch_size": 12}, {"zero_stage": 1}, {}),
     "zero-2, three micro-steps": ({}, {"global_batch_size": 12}, {"zero_stage": 2}, {}),
     "zero-2, recompute": ({}, {"recompute": "full"}, {"zero_stage": 2}, {}),
@@ -56,7 +58,7 @@ def write_case(folder, name):
         "model": LLAMA | model,
         "cluster": {"nodes": 1, "devices_per_node": RANKS, "device": "cpu"},
         "training": {
-            "sequence_length": 256,
+            "sequence_length": 64,
             "micro_batch_size": 2,
             "global_batch_size": 4,
             "optimizer_kernel": "loop",
