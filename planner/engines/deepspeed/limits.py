@@ -64,8 +64,8 @@ def _experts(case: Case) -> Iterator[Refusal]:
 
 
 def _sequence(case: Case) -> Iterator[Refusal]:
-    if case.layout.sp > 1:
-        yield _unknown("layout.sp", "what Ulysses saves around attention", "use sp: 1")
+    if case.layout.sp > 1 and case.training.implementation == "megatron":
+        yield _unknown("layout.sp", "what Ulysses saves around Megatron-like layers", "use implementation: hf")
 
 
 _RULES: tuple[Rule, ...] = (_inventory, _vision, _recompute, _experts, _sequence)
