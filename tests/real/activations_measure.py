@@ -31,7 +31,7 @@ class Allocation(NamedTuple):
     live: int
 
 
-class Trace(TorchDispatchMode):
+class Trace(TorchDispatchMode):  # type: ignore[misc]
     """Writes down every storage at first sight; parameters and the batch must be seen before."""
 
     def __init__(self, known: list[torch.Tensor]) -> None:
