@@ -65,7 +65,9 @@ def _experts(case: Case) -> Iterator[Refusal]:
 
 def _sequence(case: Case) -> Iterator[Refusal]:
     if case.layout.sp > 1 and case.training.implementation == "megatron":
-        yield _unknown("layout.sp", "what Ulysses saves around Megatron-like layers", "use implementation: hf")
+        yield _unknown(
+            "layout.sp", "what Ulysses saves around Megatron-like layers", "use implementation: hf"
+        )
 
 
 _RULES: tuple[Rule, ...] = (_inventory, _vision, _recompute, _experts, _sequence)
