@@ -199,7 +199,7 @@ HOW = st.fixed_dictionaries(
 @settings(deadline=None, max_examples=60)
 @given(sizes=SIZES, how=HOW, backend=st.sampled_from(["cpu", "cuda"]), modules=st.booleans())
 def test_a_micro_batch_ends_where_it_began(
-    sizes: dict[str, Any], how: dict[str, Any], backend: str, modules: bool
+    *, sizes: dict[str, Any], how: dict[str, Any], backend: str, modules: bool
 ) -> None:
     model = llama(**sizes)
     told = arguments(model, **how) | {"backend": backend}
