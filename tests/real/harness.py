@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 
-def run_ranks(worker: Path, case: Any, *, ranks: int, timeout_seconds: float = 240) -> list[Any]:
+def run_ranks(worker: Path, case: Any, *, ranks: int, timeout_seconds: float = 600) -> list[Any]:
     """Run ``worker`` once a rank; return what each wrote, by rank. All processes are ended."""
     with tempfile.TemporaryDirectory() as folder:
         outputs = [Path(folder) / f"rank{rank}.json" for rank in range(ranks)]

@@ -114,6 +114,7 @@ def measure(layer: AutoEPMoELayer, case: dict[str, Any], ledger: Ledger) -> dict
 def main() -> None:
     """Run the case of the command line and write what was measured."""
     case = json.loads(sys.argv[1])
+    gc.freeze()  # readings collect garbage: what the imports made need not be seen
     deepspeed.init_distributed("gloo")
     leave_recorders()
     let_go_after_exchange()
