@@ -9,7 +9,7 @@ from planner.activations.layers import stage_tapes
 from planner.activations.tape import LayerTape
 from planner.engines.deepspeed.below_three import below_three
 from planner.engines.deepspeed.dtypes import SIZES
-from planner.engines.deepspeed.pipeline import PipelineWalk, pipeline_walk
+from planner.engines.deepspeed.pipeline import TOKEN_BYTES, PipelineWalk, pipeline_walk
 from planner.engines.deepspeed.strategy import Setup, Strategy
 from planner.engines.deepspeed.walk import StepWalk, passes
 from planner.engines.deepspeed.zero3 import zero_three
@@ -22,9 +22,6 @@ from planner.spec.deepspeed import DeepSpeed
 from planner.spec.devices import handle_workspace_bytes
 from planner.spec.layout import Layout
 from planner.spec.training import Training
-
-TOKEN_BYTES = 8
-"""Token ids and labels are int64."""
 
 PARTITIONS_WEIGHTS = 3
 """The ZeRO stage from which modules gather and release their weights."""
