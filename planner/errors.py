@@ -4,7 +4,8 @@ PlannerError
 ├── SpecError      a file: its syntax, its keys, its values
 ├── ModelError     a model description that cannot be read or is not known
 ├── LayoutError    degrees that do not divide, groups that do not exist
-└── RefusedError   what the training framework itself refuses to run
+├── RefusedError   what the training framework itself refuses to run
+└── LaunchError    a validation that could not be started or recorded
 
 Every message says where, what, and the mend, with the values in it.
 """
@@ -28,3 +29,7 @@ class LayoutError(PlannerError):
 
 class RefusedError(PlannerError):
     """A combination that the training framework refuses; quotes its file and line."""
+
+
+class LaunchError(PlannerError):
+    """A validation that could not be started, or whose record cannot be read or written."""

@@ -1,0 +1,133 @@
+"""What a short real training is told, and what it tells: plain values that any launcher can carry.
+
+Nothing here imports torch, so a driver on another machine can read and write all of it. Every value
+goes to JSON and back with `as_document` and the classes' own ``read``.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Self
+
+Accelerator = Literal["cpu", "cuda"]
+Collectives = Literal["real", "fake"]
+Outcome = Literal["done", "out_of_memory", "error", "lost"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One training of a few optimizer steps, the same for all of its ranks."""
+
+    spec: str
+    """The planner's file, as text."""
+    folder: str
+    """Paths in the file are relative to it."""
+    num_ranks: int
+    steps: int = 3
+    """Optimizer steps; the first differs from the others, the last is taken as the steady one."""
+    accelerator: Accelerator = "cpu"
+    collectives: Collectives = "real"
+    """fake: every collective returns at once, so that a rank runs on its own."""
+    enforce_capacity: bool = False
+    """On CPU ranks: an allocation beyond the device's memory raises out of memory."""
+    seed: int = 0
+
+    @classmethod
+    def read(cls, document: Mapping[str, Any]) -> Self:
+        """Take back what `as_document` wrote."""
+        return cls(**document)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where one rank of a job runs, as torch.distributed's environment variables say it."""
+
+    rank: int
+    local_rank: int
+    local_size: int
+    master_address: str
+    master_port: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What one phase of one rank allocated, in bytes."""
+
+    step: int
+    """Optimizer step, from 0; -1: initialisation."""
+    phase: str
+    """As the plan names it, without ``first_``: init, forward, backward, step, and for pipelines
+    the schedule's instructions."""
+    start_bytes: int
+    end_bytes: int
+    peak_bytes: int
+    peak_terms: Mapping[str, int] = field(default_factory=dict)
+    """By `Term.label`, what is alive at the peak; adds up to ``peak_bytes``. Empty on CUDA."""
+    end_terms: Mapping[str, int] = field(default_factory=dict)
+    reserved_bytes: int | None = None
+    """CUDA: most that the caching allocator held in the phase."""
+    device_bytes: int | None = None
+    """CUDA: total less free, as the driver says at the end of the phase."""
+
+    @classmethod
+    def read(cls, document: Mapping[str, Any]) -> Self:
+        """Take back what `as_document` wrote."""
+        return cls(**document)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why a rank did not come to its end."""
+
+    kind: str
+    """The exception's class, or ``killed``, ``hung``, ``node_lost``, ``interrupted``."""
+    message: str
+    step: int | None = None
+    phase: str | None = None
+    """Where it was, as far as known."""
+    wanted_bytes: int | None = None
+    """Out of memory: the allocation that did not fit."""
+    log: str | None = None
+    """Path of what the rank printed."""
+
+    @classmethod
+    def read(cls, document: Mapping[str, Any]) -> Self:
+        """Take back what `as_document` wrote."""
+        return cls(**document)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankResult:
+    """What became of one rank."""
+
+    rank: int
+    outcome: Outcome
+    """out_of_memory is a result like any other; lost: the process or its node went away."""
+    readings: tuple[Reading, ...] = ()
+    """In order; up to the failure if there was one."""
+    failure: Failure | None = None
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    """Host, platform, processor or GPU, and the versions of everything that matters."""
+    seconds: float = 0.0
+
+    @classmethod
+    def read(cls, document: Mapping[str, Any]) -> Self:
+        """Take back what `as_document` wrote."""
+        failure = document.get("failure")
+        return cls(
+            **dict(document)
+            | {
+                "readings": tuple(Reading.read(each) for each in document["readings"]),
+                "failure": None if failure is None else Failure.read(failure),
+            }
+        )
+
+
+Tell = Callable[[Reading], None]
+"""Called by a rank as soon as a phase has been read."""
+Progress = Callable[[int, Reading], None]
+"""Called by a launcher in the driver's process: the rank, and what it has just read."""
+
+
+def as_document(value: Job | Place | Reading | Failure | RankResult) -> dict[str, Any]:
+    """The value as JSON knows it."""
+    return asdict(value)
