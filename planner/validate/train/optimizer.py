@@ -1,0 +1,100 @@
+"""The optimizers that a plan names, on the parameter groups that it names."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from deepspeed.ops.adam import FusedAdam
+
+from planner.errors import LaunchError
+from planner.spec.training import Training
+
+LEARNING_RATE = 1e-4
+KERNELS: dict[str, dict[str, bool]] = {
+    "fused": {"fused": True},
+    "foreach": {"foreach": True},
+    "loop": {"foreach": False},
+}
+
+
+class FusedAdamOnCpu(FusedAdam):
+    """DeepSpeed's FusedAdam without its CUDA kernel; it allocates the same.
+
+    DeepSpeed chooses by this class (runtime/engine.py:2555-2609 of 0.19.8). What its step
+    allocates: ops/adam/fused_adam.py:149-157.
+    """
+
+    def __init__(self, params: Any) -> None:
+        torch.optim.Optimizer.__init__(self, params, {"lr": LEARNING_RATE, "weight_decay": 0.0})
+
+    def step(self, closure: Callable[[], Any] | None = None, **_: Any) -> None:
+        """Update what has a gradient, in place, with torch's own fused kernel."""
+        del closure
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    self._update(weight, group)
+
+    def _update(self, weight: Any, group: dict[str, Any]) -> None:
+        state = self.state[weight]
+        if not state:
+            state["step"] = torch.zeros(())
+            state["exp_avg"] = torch.zeros_like(weight.data)
+            state["exp_avg_sq"] = torch.zeros_like(weight.data)
+        with torch.no_grad():
+            torch._fused_adamw_(
+                [weight.data],
+                [weight.grad],
+                [state["exp_avg"]],
+                [state["exp_avg_sq"]],
+                [],
+                [state["step"].add_(1)],
+                lr=group["lr"],
+                beta1=0.9,
+                beta2=0.999,
+                weight_decay=group["weight_decay"],
+                eps=1e-8,
+                amsgrad=False,
+                maximize=False,
+            )
+
+
+def parameter_groups(parameters: Iterable[Any], training: Training) -> list[dict[str, Any]]:
+    """All in one group, or biases and norms in a second without decay.
+
+    A parameter that ZeRO-3 has partitioned keeps its shape as ``ds_shape``.
+    """
+    weights = [weight for weight in parameters if weight.requires_grad]
+    if training.parameter_groups == "one":
+        return [{"params": weights}]
+    wide = [weight for weight in weights if len(getattr(weight, "ds_shape", weight.shape)) > 1]
+    thin = [weight for weight in weights if len(getattr(weight, "ds_shape", weight.shape)) <= 1]
+    groups = [{"params": wide}, {"params": thin, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(groups: Iterable[dict[str, Any]], training: Training) -> Any:
+    """The planned optimizer; LaunchError for one that this machine cannot run."""
+    groups = list(groups)
+    if training.optimizer == "adamw":
+        if training.optimizer_kernel == "fused":
+            return _fused(groups)
+        return torch.optim.AdamW(groups, lr=LEARNING_RATE, **KERNELS[training.optimizer_kernel])
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(
+            groups,
+            lr=LEARNING_RATE,
+            momentum=training.momentum,
+            **KERNELS[training.optimizer_kernel],
+        )
+    raise LaunchError(
+        f"training.optimizer: {training.optimizer} is not run by validations; take adamw or sgd"
+    )
+
+
+def _fused(groups: list[dict[str, Any]]) -> Any:
+    from deepspeed.accelerator import get_accelerator
+
+    if get_accelerator().device_name() == "cpu":
+        return FusedAdamOnCpu(groups)
+    return FusedAdam(groups, lr=LEARNING_RATE)
