@@ -34,6 +34,13 @@ def load_model(entry: str | Mapping[str, Any], *, folder: Path) -> Model:
     return _read(_existing(entry, folder), name=None)
 
 
+def read_configuration(entry: str | Mapping[str, Any], *, folder: Path) -> Mapping[str, Any]:
+    """The configuration that ``entry`` names, as it is written; faults as `load_model`."""
+    if isinstance(entry, Mapping):
+        return entry
+    return read_document(catalogue.path_of(entry) or _existing(entry, folder))[0]
+
+
 def _existing(entry: str, folder: Path) -> Path:
     try:
         path = folder / Path(entry).expanduser()

@@ -5,75 +5,41 @@ storage is booked at first sight, re-booked when it is resized, and struck off w
 Buffers that a communication backend allocates for itself (gloo's) are not seen.
 """
 
-import gc
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from planner.validate.books import Books, Entry, storage_key
 
-class Reading(NamedTuple):
-    """What one phase allocated, in bytes."""
-
-    phase: str
-    start_bytes: int
-    end_bytes: int
-    peak_bytes: int
+Namer = Callable[[Any], tuple[str, str]]
+"""Label and site of a tensor whose storage appears for the first time."""
 
 
-@dataclass(slots=True)
-class _Entry:
-    size: int
+class CapacityExceededError(torch.OutOfMemoryError):
+    """An allocation that a device of the planned size would have refused."""
 
-
-@dataclass(slots=True)
-class Books:
-    """Bytes of all live storages, now and at the highest point since `reset_peak`."""
-
-    now_bytes: int = 0
-    peak_bytes: int = 0
-    readings: list[Reading] = field(default_factory=list)
-    _live: dict[int, _Entry] = field(default_factory=dict)
-
-    def book(self, storage: torch.UntypedStorage) -> None:
-        """Count a storage at its present size."""
-        key, size = storage._cdata, storage.nbytes()
-        entry = self._live.get(key)
-        if entry is None:
-            entry = self._live[key] = _Entry(0)
-            weakref.finalize(storage, self._strike, key, entry)
-        self.now_bytes += size - entry.size
-        entry.size = size
-        self.peak_bytes = max(self.peak_bytes, self.now_bytes)
-
-    def _strike(self, key: int, entry: _Entry) -> None:
-        self.now_bytes -= entry.size
-        entry.size = 0
-        if self._live.get(key) is entry:
-            del self._live[key]
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Read the peak of what happens inside; garbage is collected before and after."""
-        gc.collect()
-        start = self.peak_bytes = self.now_bytes
-        yield
-        peak = self.peak_bytes
-        gc.collect()
-        self.readings.append(Reading(name, start, self.now_bytes, peak))
+    def __init__(self, *, wanted_bytes: int, used_bytes: int, capacity_bytes: int) -> None:
+        super().__init__(
+            f"out of memory: tried to allocate {wanted_bytes:,} bytes where {used_bytes:,} of "
+            f"{capacity_bytes:,} are in use"
+        )
+        self.wanted_bytes = wanted_bytes
 
 
 class Ledger(TorchDispatchMode):
     """Books every CPU storage that operations inside the ``with`` touch."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, capacity_bytes: int | None = None) -> None:
         super().__init__()
         self.books = Books()
+        self.capacity_bytes = capacity_bytes
+        """An operation that goes beyond it raises, after the fact, as its result is dropped."""
+        self.namer: Namer | None = None
+        """Who says what a new storage is."""
 
     def __torch_dispatch__(
         self,
@@ -85,7 +51,33 @@ class Ledger(TorchDispatchMode):
         """Run the operation and book what it returns."""
         del types
         result = func(*args, **(kwargs or {}))
+        before = self.books.now_bytes
         for leaf in tree_iter(result):
             if isinstance(leaf, torch.Tensor) and leaf.device.type == "cpu":
-                self.books.book(leaf.untyped_storage())
+                self._book(leaf)
+        if self.capacity_bytes is not None:
+            self._check(before)
         return result
+
+    def _book(self, tensor: Any) -> None:
+        storage = tensor.untyped_storage()
+        key = storage_key(storage)
+        entry = self.books.find(key)
+        if entry is None:
+            entry = self.books.open(key)
+            weakref.finalize(storage, self.books.strike, key, entry)
+            self._name(entry, tensor)
+        self.books.resize(entry, storage.nbytes())
+
+    def _name(self, entry: Entry, tensor: Any) -> None:
+        entry.numel = tensor.numel()
+        if self.namer is not None:
+            entry.label, entry.site = self.namer(tensor)
+
+    def _check(self, before: int) -> None:
+        """Only what grows can be refused."""
+        now, capacity = self.books.now_bytes, self.capacity_bytes
+        if capacity is not None and now > capacity and now > before:
+            raise CapacityExceededError(
+                wanted_bytes=now - before, used_bytes=before, capacity_bytes=capacity
+            )

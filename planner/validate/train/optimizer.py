@@ -69,7 +69,7 @@ def parameter_groups(parameters: Iterable[Any], training: Training) -> list[dict
         return [{"params": weights}]
     wide = [weight for weight in weights if len(getattr(weight, "ds_shape", weight.shape)) > 1]
     thin = [weight for weight in weights if len(getattr(weight, "ds_shape", weight.shape)) <= 1]
-    groups = [{"params": wide}, {"params": thin, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": wide}, {"params": thin, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
 

@@ -28,7 +28,7 @@ def settings(spec: Spec, *, hidden_size: int) -> dict[str, Any]:
 
 
 def dtype_of(spec: Spec) -> Any:
-    """torch's dtype of the model."""
+    """Torch's dtype of the model."""
     import torch
 
     return getattr(torch, DTYPE_NAMES[spec.training.precision])

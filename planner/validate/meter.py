@@ -1,0 +1,176 @@
+"""How a rank's memory is read, behind DeepSpeed's accelerator: booked on CPUs, asked for on GPUs.
+
+The loop that trains knows only `Meter`. On a CPU the accelerator's own questions (how much is
+allocated, how much is free) are answered from the books, so that what DeepSpeed decides by them
+it decides as on the planned device.
+"""
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import torch
+from deepspeed.accelerator import get_accelerator
+
+from planner.validate.job import Reading, Tell
+from planner.validate.labels import Labels
+from planner.validate.ledger import Ledger
+
+
+class Meter(Protocol):
+    """Reads phases one after the other, from ``__enter__`` to ``__exit__``."""
+
+    step: int
+    """The optimizer step that runs; -1: initialisation."""
+    at: str | None
+    """The phase that runs, or ran last."""
+    readings: list[Reading]
+
+    def phase(self, name: str) -> Any:
+        """Read what happens inside the ``with``, and tell it."""
+
+    def watch(self, engine: Any) -> None:
+        """From now on what the engine holds can be named."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+class LedgerMeter:
+    """Books of a CPU rank that plays a device of a given size."""
+
+    def __init__(
+        self, tell: Tell, *, total_bytes: int, enforced: bool, vocabulary: tuple[int, ...]
+    ) -> None:
+        self.step = -1
+        self.at: str | None = None
+        self.readings: list[Reading] = []
+        self._tell, self._total_bytes = tell, total_bytes
+        self._ledger = Ledger(capacity_bytes=total_bytes if enforced else None)
+        self._books = self._ledger.books
+        self._labels = Labels(self._books, vocabulary=vocabulary)
+        self._ledger.namer = self._labels.born
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        """Answer for the accelerator, and book."""
+        answers: dict[str, Callable[..., Any]] = {
+            "memory_allocated": lambda *_: self._books.now_bytes,
+            "max_memory_allocated": lambda *_: self._books.peak_bytes,
+            "reset_peak_memory_stats": self._reset,
+            "reset_max_memory_allocated": self._reset,
+            "total_memory": lambda *_: self._total_bytes,
+            "available_memory": lambda *_: self._total_bytes - self._books.now_bytes,
+            "is_fp16_supported": lambda: True,  # it is slow on a CPU, but it works
+        }
+        self._stack.enter_context(_replaced(get_accelerator(), answers))
+        self._stack.enter_context(_replaced(torch, {"isinf": _isinf}))
+        self._stack.enter_context(self._ledger)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Book no more."""
+        self._stack.close()
+
+    def _reset(self, *_: Any) -> None:
+        self._books.peak_bytes = self._books.now_bytes
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Read what happens inside, the failed part of a phase included."""
+        self.at = name
+        self._labels.begin(name)
+        try:
+            with self._books.phase(name):
+                yield
+        finally:
+            self._report()
+
+    def _report(self) -> None:
+        span = self._books.readings[-1]
+        reading = Reading(step=self.step, **span._asdict())
+        self.readings.append(reading)
+        self._tell(reading)
+
+    def watch(self, engine: Any) -> None:
+        """Name what the engine holds."""
+        self._labels.watch(engine)
+
+
+class CudaMeter:
+    """The caching allocator's own statistics. Not run: no GPU was at hand."""
+
+    def __init__(self, tell: Tell, *, snapshot: Path | None = None) -> None:
+        self.step = -1
+        self.at: str | None = None
+        self.readings: list[Reading] = []
+        self._tell, self._snapshot = tell, snapshot
+
+    def __enter__(self) -> Self:
+        """Record every allocation if a snapshot is wanted."""
+        if self._snapshot is not None:
+            torch.cuda.memory._record_memory_history()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Write the snapshot, torch's own artefact for its memory viewer."""
+        if self._snapshot is not None:
+            torch.cuda.memory._dump_snapshot(str(self._snapshot))
+            torch.cuda.memory._record_memory_history(enabled=None)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Read what happens inside, the failed part of a phase included."""
+        self.at = name
+        gc.collect()
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        start = torch.cuda.memory_allocated()
+        try:
+            yield
+        finally:
+            torch.cuda.synchronize()
+            peak = torch.cuda.max_memory_allocated()
+            gc.collect()
+            self._report(name, start, peak)
+
+    def _report(self, name: str, start: int, peak: int) -> None:
+        free, total = torch.cuda.mem_get_info()
+        reading = Reading(
+            step=self.step,
+            phase=name,
+            start_bytes=start,
+            end_bytes=torch.cuda.memory_allocated(),
+            peak_bytes=peak,
+            reserved_bytes=torch.cuda.max_memory_reserved(),
+            device_bytes=total - free,
+        )
+        self.readings.append(reading)
+        self._tell(reading)
+
+    def watch(self, engine: Any) -> None:
+        """The allocator has no names."""
+
+
+@contextmanager
+def _replaced(owner: Any, methods: dict[str, Callable[..., Any]]) -> Iterator[None]:
+    """Answer for an object, until the end of the ``with``."""
+    own = {name: vars(owner)[name] for name in methods if name in vars(owner)}
+    for name, method in methods.items():
+        setattr(owner, name, method)
+    try:
+        yield
+    finally:
+        for name in methods:
+            if name in own:
+                setattr(owner, name, own[name])
+            else:
+                delattr(owner, name)
+
+
+def _isinf(tensor: Any) -> Any:
+    """As ATen composes it, but where the ledger sees the copies."""
+    return tensor.abs() == torch.inf

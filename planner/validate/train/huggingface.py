@@ -1,0 +1,118 @@
+"""A model of transformers with random weights, trained by DeepSpeed's plain engine.
+
+Model files are data: only families that transformers itself knows are built, and code that comes
+with a configuration is never run.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import deepspeed
+import torch
+import transformers
+
+from planner.errors import LaunchError
+from planner.layout.ranks import coordinates
+from planner.model.load import read_configuration
+from planner.spec.load import Spec
+from planner.validate.train import Phase
+from planner.validate.train.loop import Loop
+from planner.validate.train.optimizer import make_optimizer, parameter_groups
+from planner.validate.train.settings import dtype_of, settings
+
+NOT_READ = {"auto_map", "quantization_config", "torch_dtype", "dtype", "transformers_version"}
+PARTITIONS_WEIGHTS = 3
+
+
+@dataclass(slots=True, kw_only=True)
+class HuggingFace:
+    """The `Trainable` of ``implementation: hf`` without pipeline stages."""
+
+    spec: Spec
+    rank: int
+    seed: int
+    _loop: Loop | None = field(default=None)
+
+    def initialise(self) -> Any:
+        """Make the model (under ZeRO-3 partitioned as it is made), the optimizer, the engine."""
+        training = self.spec.training
+        config = _configuration(self.spec)
+        keys = settings(self.spec, hidden_size=config.get_text_config().hidden_size)
+        with _initialiser(self.spec, keys):
+            model = _build(config, self.spec)
+        model.train()
+        if training.recompute == "full":
+            model.gradient_checkpointing_enable()
+        optimizer = make_optimizer(parameter_groups(model.parameters(), training), training)
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=keys)
+        self._loop = Loop(
+            micro_steps=self.spec.micro_steps,
+            keep_output=training.keep_logits,
+            make_batch=self._batches(config.get_text_config().vocab_size),
+        )
+        return engine
+
+    def step(self, engine: Any, phase: Phase) -> None:
+        """One optimizer step."""
+        if self._loop is None:
+            raise AssertionError(self)
+        self._loop.take_step(engine, phase)
+
+    def _batches(self, vocabulary: int) -> Any:
+        """Random tokens, the same on all ranks that share a model's tensors."""
+        training, place = self.spec.training, coordinates(self.rank, self.spec.fixed_layout)
+        shape = (training.micro_batch_size, training.sequence_length)
+        random = torch.Generator().manual_seed(self.seed * 65_537 + place.dp)
+
+        def batch() -> dict[str, Any]:
+            tokens = torch.randint(0, vocabulary, shape, generator=random)
+            return {"input_ids": tokens, "labels": tokens.clone()}
+
+        return batch
+
+
+def vocabulary_of(spec: Spec) -> int:
+    """Tokens that the model knows."""
+    return int(_configuration(spec).get_text_config().vocab_size)
+
+
+def _configuration(spec: Spec) -> Any:
+    keys = dict(read_configuration(spec.model, folder=spec.folder))
+    family = keys.pop("model_type", None)
+    if family not in transformers.CONFIG_MAPPING:
+        raise LaunchError(
+            f"{spec.at('model')}: {family!r} is not a family of transformers "
+            f"{transformers.__version__}; take one of its families, or implementation: reference"
+        )
+    kept = {key: value for key, value in keys.items() if key not in NOT_READ}
+    config = transformers.AutoConfig.for_model(family, **kept)
+    config.use_cache = False
+    if not spec.training.dropout:
+        _switch_off_dropout(config)
+    return config
+
+
+def _switch_off_dropout(config: Any) -> None:
+    for key, value in vars(config).items():
+        if ("dropout" in key or key.endswith("_pdrop")) and isinstance(value, float):
+            setattr(config, key, 0.0)
+
+
+def _initialiser(spec: Spec, keys: dict[str, Any]) -> AbstractContextManager[Any]:
+    if spec.fixed_layout.zero_stage < PARTITIONS_WEIGHTS:
+        return nullcontext()
+    partitioning: AbstractContextManager[Any] = deepspeed.zero.Init(
+        config_dict_or_path=keys, dtype=dtype_of(spec)
+    )
+    return partitioning
+
+
+def _build(config: Any, spec: Spec) -> Any:
+    kinds = (transformers.AutoModelForCausalLM, transformers.AutoModelForMaskedLM)
+    for kind in kinds:
+        if type(config) in kind._model_mapping:
+            return kind.from_config(
+                config, dtype=dtype_of(spec), attn_implementation=spec.training.attention
+            )
+    raise LaunchError(f"{spec.at('model')}: {type(config).__name__} is no language model")

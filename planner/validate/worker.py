@@ -1,0 +1,221 @@
+"""One rank of a job in the current process: build, train a few steps, read every phase."""
+
+import copy
+import gc
+import os
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from planner.errors import LaunchError
+from planner.spec.load import Spec, load
+from planner.validate.job import Failure, Job, Place, RankResult, Reading, Tell
+from planner.validate.machine import describe_machine
+
+
+def run_rank(job: Job, place: Place, tell: Tell) -> RankResult:
+    """Train as one rank; whatever happens is the result. Ends with the process group destroyed.
+
+    The others of a rank that fails may wait for it in a collective: whoever started them is to end
+    them when it sees the result.
+    """
+    start = time.monotonic()
+    run = _Run(job, place, tell)
+    failure: Failure | None = None
+    try:
+        run.train()
+    except Exception as error:  # noqa: BLE001 - any fault of a rank is its result
+        traceback.print_exc()
+        failure = run.failure(error)
+    gc.collect()
+    return RankResult(
+        rank=place.rank,
+        outcome=_outcome(failure),
+        readings=tuple(run.readings),
+        failure=failure,
+        machine=run.machine,
+        seconds=time.monotonic() - start,
+    )
+
+
+def preload() -> None:
+    """Import what every rank needs, once for all that are forked from this process.
+
+    Frozen, so that no phase's collection of garbage goes through it.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    for name in (
+        "planner.validate.meter",
+        "planner.validate.train.huggingface",
+        "planner.plan",
+        "deepspeed.runtime.zero.muon.muon_optimizer",
+        "torch._dynamo",
+    ):
+        import_module(name)
+    gc.freeze()
+
+
+def read_spec(job: Job) -> Spec:
+    """The job's file, as if it lay in its folder."""
+    with TemporaryDirectory() as folder:
+        for each in Path(job.folder).iterdir() if Path(job.folder).is_dir() else ():
+            (Path(folder) / each.name).symlink_to(each.resolve())
+        path = Path(folder) / ".planner-job.yaml"
+        path.write_text(job.spec, encoding="utf-8")
+        return replace(load(path), path=Path(job.folder) / "spec.yaml")
+
+
+class _Run:
+    """A rank on its way, and where it is."""
+
+    def __init__(self, job: Job, place: Place, tell: Tell) -> None:
+        self.job, self.place, self.tell = job, place, tell
+        self.meter: Any = None
+        self.machine: dict[str, Any] = {}
+
+    @property
+    def readings(self) -> list[Reading]:
+        return [] if self.meter is None else list(self.meter.readings)
+
+    def train(self) -> None:
+        """Everything from the environment to the last step."""
+        os.environ |= _environment(self.job, self.place)
+        preload()
+        self.machine = describe_machine(self.job.accelerator)
+        spec = read_spec(self.job)
+        if spec.fixed_layout.num_devices != self.job.num_ranks:
+            raise LaunchError(
+                f"the layout has {spec.fixed_layout.num_devices} ranks, the job "
+                f"{self.job.num_ranks}"
+            )
+        with _joined(self.job, self.place):
+            trainable = _trainable(spec, self.place.rank, self.job.seed)
+            self.meter = _meter(self.job, spec, self.tell)
+            with self.meter:
+                self._steps(trainable)
+
+    def _steps(self, trainable: Any) -> None:
+        import torch
+
+        torch.manual_seed(self.job.seed)
+        meter, engine = self.meter, None
+        try:
+            with meter.phase("init"):
+                engine = trainable.initialise()
+                meter.watch(engine)
+            for step in range(self.job.steps):
+                meter.step = step
+                trainable.step(engine, meter.phase)
+        finally:
+            if engine is not None:
+                engine.destroy()
+
+    def failure(self, error: Exception) -> Failure:
+        """Where and why; the tensors in the error's frames are let go."""
+        traceback.clear_frames(error.__traceback__)
+        return Failure(
+            kind=type(error).__name__,
+            message=str(error),
+            step=None if self.meter is None else self.meter.step,
+            phase=None if self.meter is None else self.meter.at,
+            wanted_bytes=getattr(error, "wanted_bytes", None),
+        )
+
+
+def _outcome(failure: Failure | None) -> Any:
+    if failure is None:
+        return "done"
+    memory = {"OutOfMemoryError", "CapacityExceededError"}
+    return "out_of_memory" if failure.kind in memory else "error"
+
+
+def _environment(job: Job, place: Place) -> dict[str, str]:
+    return {
+        "RANK": str(place.rank),
+        "LOCAL_RANK": str(place.local_rank),
+        "WORLD_SIZE": str(job.num_ranks),
+        "LOCAL_SIZE": str(place.local_size),
+        "LOCAL_WORLD_SIZE": str(place.local_size),
+        "MASTER_ADDR": place.master_address,
+        "MASTER_PORT": str(place.master_port),
+        "DS_ACCELERATOR": job.accelerator,
+    }
+
+
+@contextmanager
+def _joined(job: Job, place: Place) -> Iterator[None]:
+    """A member of the job's process group; DeepSpeed's globals are as before afterwards."""
+    import deepspeed
+    import torch
+    from deepspeed.accelerator import get_accelerator
+    from deepspeed.comm import comm
+    from deepspeed.utils import groups
+
+    globals_before = [(module, _globals(module)) for module in (comm, groups)]
+    if job.accelerator == "cpu":
+        torch.set_num_threads(1)
+    get_accelerator().set_device(place.local_rank)
+    if job.collectives == "fake":
+        _join_fakes(job, place)
+    backend = (
+        "fake" if job.collectives == "fake" else get_accelerator().communication_backend_name()
+    )
+    try:
+        deepspeed.init_distributed(backend if backend != "ccl" else "gloo")
+        yield
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        for module, values in globals_before:
+            vars(module).update(values)
+
+
+def _globals(module: Any) -> dict[str, Any]:
+    """What a module remembers: its plain variables."""
+    kinds = (type(None), dict, list, int, str)
+    found = {name: value for name, value in vars(module).items() if not name.startswith("__")}
+    return {name: copy.copy(value) for name, value in found.items() if isinstance(value, kinds)}
+
+
+def _join_fakes(job: Job, place: Place) -> None:
+    """Be one rank of many whose collectives return at once, with what was in the buffers."""
+    import torch
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    coordinator: Any = import_module("deepspeed.runtime.zero.partitioned_param_coordinator")
+    coordinator.assert_ints_same_as_other_ranks = bool  # nobody is there to compare
+    backend: Any = import_module("deepspeed.comm.torch")
+    backend.build_shm_op = lambda: None  # it would wait for other ranks on this machine
+    torch.distributed.init_process_group(
+        "fake", store=FakeStore(), rank=place.rank, world_size=job.num_ranks
+    )
+
+
+def _trainable(spec: Spec, rank: int, seed: int) -> Any:
+    if spec.training.implementation == "hf" and spec.fixed_layout.pp == 1:
+        from planner.validate.train.huggingface import HuggingFace
+
+        return HuggingFace(spec=spec, rank=rank, seed=seed)
+    reference: Any = import_module("planner.validate.reference")
+    return reference.build(spec)
+
+
+def _meter(job: Job, spec: Spec, tell: Tell) -> Any:
+    from planner.model.load import load_model
+    from planner.validate.meter import CudaMeter, LedgerMeter
+
+    if job.accelerator == "cuda":
+        return CudaMeter(tell)
+    vocabulary = load_model(spec.model, folder=spec.folder).vocab_size
+    return LedgerMeter(
+        tell,
+        total_bytes=spec.cluster.device.memory_bytes,
+        enforced=job.enforce_capacity,
+        vocabulary=(vocabulary, -(-vocabulary // spec.fixed_layout.tp)),
+    )
