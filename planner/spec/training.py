@@ -11,7 +11,7 @@ Precision = Literal["fp32", "fp16", "bf16"]
 OptimizerName = Literal["adamw", "sgd", "lion", "muon", "adamw_8bit"]
 OptimizerKernel = Literal["fused", "foreach", "loop"]
 Recompute = Literal["none", "selective", "full"]
-ActivationCode = Literal["hf", "megatron"]
+ActivationCode = Literal["hf", "megatron", "reference"]
 AttentionKernel = Literal["eager", "sdpa", "flash"]
 LossKernel = Literal["eager", "fused", "chunked"]
 
@@ -38,6 +38,9 @@ class Training:
     """weight_decay: biases and norms in a group of their own, as Hugging Face's Trainer makes."""
     recompute: Recompute = "none"
     implementation: ActivationCode = "hf"
+    """Whose layers run. hf: transformers' (tensor parallelism: AutoTP); megatron: Megatron-LM's fused
+    kernels; reference: the planner's own plain ones, which `planner validate` trains where
+    transformers' code cannot run: in pipelines, with selective recomputation, cut by hand."""
     attention: AttentionKernel = "sdpa"
     loss: LossKernel = "eager"
     loss_chunks: Count = 8

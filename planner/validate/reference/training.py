@@ -1,0 +1,130 @@
+"""Training the reference transformer under DeepSpeed's two engines."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.runtime.pipe.topology import PipelineParallelGrid, PipeModelDataParallelTopology
+
+from planner.layout.ranks import coordinates
+from planner.layout.tensor import tensor_cut
+from planner.model.load import load_model
+from planner.spec.load import Spec
+from planner.validate.reference.experts import make_experts
+from planner.validate.reference.setting import Setting, TensorGroup
+from planner.validate.reference.staged import staged
+from planner.validate.reference.whole import Transformer
+from planner.validate.train import Phase
+from planner.validate.train.loop import Loop
+from planner.validate.train.optimizer import make_optimizer, parameter_groups
+from planner.validate.train.pipeline import take_step
+from planner.validate.train.settings import dtype_of, settings
+
+PARTITIONS_WEIGHTS = 3
+
+
+@dataclass(slots=True)
+class Reference:
+    """One rank's share of the reference transformer; see `planner.validate.train.Trainable`."""
+
+    spec: Spec
+    _loop: Loop | None = None
+    _batches: Iterator[tuple[torch.Tensor, torch.Tensor]] | None = None
+
+    def initialise(self) -> Any:
+        """Make the model, its optimizer and the engine."""
+        setting = make_setting(self.spec)
+        written = settings(self.spec, hidden_size=setting.model.hidden_size)
+        layout = setting.layout
+        with _zero_init(written, layout.zero_stage):
+            model = self._model(setting)
+        groups = parameter_groups(model.parameters(), setting.training)
+        grid = _grid(setting) if layout.pp == 1 and layout.tp > 1 else None
+        engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=make_optimizer(groups, setting.training),
+            config=written,
+            mpu=grid,
+        )
+        self._prepare(setting, engine)
+        return engine
+
+    def step(self, engine: Any, phase: Phase) -> None:
+        """One optimizer step."""
+        if self._loop is not None:
+            self._loop.take_step(engine, phase)
+        else:
+            assert self._batches is not None
+            take_step(engine, self._batches, phase)
+
+    def _model(self, setting: Setting) -> torch.nn.Module:
+        if setting.layout.pp == 1:
+            return Transformer(setting)
+        method = self.spec.deepspeed.pipeline.partition_method
+        return staged(setting, partition_method=method)
+
+    def _prepare(self, setting: Setting, engine: Any) -> None:
+        """The batches of the engine's kind."""
+        vocabulary, training, device = setting.model.vocab_size, setting.training, engine.device
+        shape = (training.micro_batch_size, training.sequence_length)
+        if setting.layout.pp > 1:
+            self._batches = _pairs(vocabulary, shape, engine)
+            return
+        self._loop = Loop(
+            micro_steps=self.spec.micro_steps,
+            keep_output=training.keep_logits,
+            make_batch=lambda: _batch(vocabulary, shape, device),
+        )
+
+
+def make_setting(spec: Spec) -> Setting:
+    """What the layers of this rank are built from."""
+    model, layout = load_model(spec.model, folder=spec.folder), spec.fixed_layout
+    place = coordinates(torch.distributed.get_rank(), layout)
+    return Setting(
+        model=model,
+        training=spec.training,
+        layout=layout,
+        deepspeed=spec.deepspeed_for(model.hidden_size),
+        dtype=dtype_of(spec),
+        cut=tensor_cut(model, layout, spec.training, place.tp),
+        tensor=TensorGroup(rank=place.tp, size=layout.tp),
+        make_experts=make_experts,
+    )
+
+
+def _grid(setting: Setting) -> Any:
+    """DeepSpeed's own answer to who is cut with whom, for an engine without a pipeline."""
+    layout = setting.layout
+    topology = PipeModelDataParallelTopology(1, layout.tp, layout.dp * layout.sp)
+    grid = PipelineParallelGrid(topology=topology)
+    setting.tensor.group = grid.get_slice_parallel_group()
+    return grid
+
+
+def _zero_init(written: dict[str, Any], stage: int) -> AbstractContextManager[Any]:
+    """ZeRO-3 partitions each parameter as it is made."""
+    if stage < PARTITIONS_WEIGHTS:
+        return nullcontext()
+    return deepspeed.zero.Init(config_dict_or_path=written)
+
+
+def _batch(vocabulary: int, shape: tuple[int, int], device: Any) -> dict[str, torch.Tensor]:
+    tokens = torch.randint(0, vocabulary, shape, device=device)
+    return {"tokens": tokens, "labels": tokens.clone()}
+
+
+def _pairs(
+    vocabulary: int, shape: tuple[int, int], engine: Any
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """What a data loader of the first and of the last stage gives, each on the host.
+
+    The engine copies only labels that are not yet where they belong (runtime/pipe/engine.py:950),
+    so on CPU ranks new ones are made for each micro-batch, and the tokens are the same.
+    """
+    tokens = torch.randint(0, vocabulary, shape)
+    while True:
+        yield tokens, torch.zeros(shape, dtype=torch.int64) if engine.is_last_stage() else tokens
