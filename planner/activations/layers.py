@@ -7,7 +7,7 @@ from planner.activations.fold import by_label, fold, handed_down
 from planner.activations.programs.case import Case
 from planner.activations.run import Pass, run_layer
 from planner.activations.tape import LayerTape
-from planner.layout.tensor import TensorCut, local_numel, tensor_cut
+from planner.layout.tensor import TensorCut, local_shape, tensor_cut
 from planner.model.description import Layer, Model, Parameter
 from planner.spec.deepspeed import DeepSpeed
 from planner.spec.layout import Layout
@@ -211,10 +211,4 @@ def _local_shape(
         if parameter.tp_dim is not None and cut.style == "megatron":
             shape[parameter.tp_dim] //= cut.tp
         return tuple(shape)
-    if parameter.tp_dim is None:
-        return parameter.shape
-    numel = local_numel(parameter, layer.attention, cut, prefix=prefix)
-    whole = parameter.shape[parameter.tp_dim]
-    shape = list(parameter.shape)
-    shape[parameter.tp_dim] = numel * whole // parameter.numel
-    return tuple(shape)
+    return local_shape(parameter, layer.attention, cut, prefix=prefix)

@@ -86,6 +86,18 @@ def local_numel(
     return rest * _megatron_size(parameter, size, attention, cut)
 
 
+def local_shape(
+    parameter: Parameter, attention: Attention | None, cut: TensorCut, *, prefix: str = ""
+) -> tuple[int, ...]:
+    """Shape that the rank holds of a parameter that is not a routed expert."""
+    if parameter.tp_dim is None:
+        return parameter.shape
+    numel = local_numel(parameter, attention, cut, prefix=prefix)
+    shape = list(parameter.shape)
+    shape[parameter.tp_dim] = numel * shape[parameter.tp_dim] // parameter.numel
+    return tuple(shape)
+
+
 def autotp_size(size: int, cut: TensorCut, name: str) -> int:
     """Rows or columns of one rank (``get_shard_size``, module_inject/tp_shard.py:91).
 

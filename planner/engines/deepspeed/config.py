@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
+from planner.layout.tensor import cut_style
 from planner.spec.deepspeed import DeepSpeed, Zero
 from planner.spec.layout import Layout
 from planner.spec.training import Training
@@ -33,7 +34,7 @@ def config(
         document[training.precision] = {"enabled": True}
     if training.precision == "bf16" and deepspeed.check_grad_overflow is not None:
         document["bf16"]["check_grad_overflow"] = deepspeed.check_grad_overflow
-    if layout.tp > 1 and layout.pp == 1:
+    if layout.tp > 1 and cut_style(layout, training) == "autotp":
         document["tensor_parallel"] = {"autotp_size": layout.tp}
     checkpointing = _changed(asdict(deepspeed.activation_checkpointing), {})
     if checkpointing:

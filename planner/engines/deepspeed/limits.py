@@ -44,7 +44,7 @@ def _recompute(case: Case) -> Iterator[Refusal]:
             "training.recompute",
             "transformers' layers have no selective recomputation",
             "",
-            "use none or full, or implementation: megatron",
+            "use none or full, or implementation: reference",
         )
     if case.deepspeed.pipeline.activation_checkpoint_interval:
         yield Refusal(
