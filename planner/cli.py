@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -88,6 +88,31 @@ def params(
         _print_json(params_document(found, **how))
     else:
         _print(render, found, **how)
+
+
+@app.command()
+def accuracy(
+    measurements: Annotated[Path, typer.Argument(help="Published measurements, a YAML list.")],
+    fits: Annotated[
+        Path | None, typer.Option(help="Runs that fitted or did not, a YAML list.")
+    ] = None,
+    by: Annotated[
+        Literal["framework", "cluster", "term"], typer.Option(help="What the table is told by.")
+    ] = "framework",
+    as_json: AsJson = False,
+) -> None:
+    """Predictions beside what other people measured on real GPUs and published."""
+    from planner.accuracy.compare import compare, decide
+    from planner.accuracy.entries import read_entries
+    from planner.report.accuracy import document, render
+
+    entries = read_entries(measurements)
+    constraints = read_entries(fits) if fits else entries
+    rows, verdicts = compare(entries), decide(constraints)
+    if as_json:
+        _print_json(document(rows, verdicts))
+    else:
+        _print(render, rows, verdicts, by=by)
 
 
 @app.command()

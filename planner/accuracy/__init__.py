@@ -1,0 +1,1 @@
+"""Published measurements against plans: entries, their translation, the comparison, the scores."""

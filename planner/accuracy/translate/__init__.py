@@ -1,0 +1,25 @@
+"""From an entry to a plan's input, framework by framework."""
+
+from collections.abc import Callable, Mapping
+
+from planner.accuracy.case import Case, UnsupportedError
+from planner.accuracy.entries import Entry
+from planner.accuracy.translate import deepspeed
+
+_TRANSLATORS: Mapping[str, Callable[[Entry], Case]] = {
+    "DeepSpeed": deepspeed.translate,
+    "Megatron-DeepSpeed": deepspeed.translate,
+}
+
+
+def translate(entry: Entry) -> Case:
+    """Turn an entry into a case.
+
+    Raises:
+        PlannerError: it cannot be planned; the message says why.
+
+    """
+    translator = _TRANSLATORS.get(entry.framework)
+    if translator is None:
+        raise UnsupportedError(f"framework {entry.framework} is not modelled")
+    return translator(entry)

@@ -1,0 +1,193 @@
+"""A model's dimensions, as entries give them, as the keys of a Hugging Face configuration."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from planner.accuracy.case import UnsupportedError
+from planner.accuracy.entries import Section, whole
+
+Keys = dict[str, Any]
+
+_NEEDED = ("num_layers", "hidden", "num_heads")
+
+_OTHER = ("hybrid_layer_pattern", "encoder_layers", "mamba_num_heads")
+"""What only models that are no plain decoders have."""
+
+
+def configuration(model: Section, *, dropout: float = 0.0) -> Keys:
+    """Keys of a configuration that computes as the entry's model does.
+
+    Raises:
+        UnsupportedError: dimensions are missing, or no known family computes so.
+
+    """
+    missing = [key for key in _NEEDED if whole(model, key) is None]
+    if missing or _vocabulary(model) is None:
+        raise UnsupportedError(f"the model's {', '.join(missing) or 'vocab'} is not given")
+    other = [key for key in _OTHER if model.get(key)]
+    if other:
+        raise UnsupportedError(f"models with {', '.join(other)} are not modelled")
+    keys = _FAMILIES[_family(model)](model)
+    return keys | {"_name_or_path": str(model.get("name", "model"))} | _dropouts(keys, dropout)
+
+
+_DROPOUTS: Mapping[str, tuple[str, ...]] = {
+    "gpt2": ("embd_pdrop", "attn_pdrop", "resid_pdrop"),
+    "bloom": ("hidden_dropout", "attention_dropout"),
+    "falcon": ("hidden_dropout", "attention_dropout"),
+    "gpt_neox": ("hidden_dropout", "attention_dropout"),
+}
+"""Under which keys a family has its probabilities."""
+
+
+def _dropouts(keys: Keys, probability: float) -> Keys:
+    return dict.fromkeys(_DROPOUTS.get(keys["model_type"], ()), probability)
+
+
+def _vocabulary(model: Section) -> int | None:
+    return whole(model, "padded_vocab") or whole(model, "vocab")
+
+
+def _family(model: Section) -> str:
+    positions, norm = str(model.get("position_embedding", "rope")), model.get("normalization")
+    if model.get("mla"):
+        return "deepseek_v3"
+    if model.get("moe"):
+        return "qwen3_moe" if model.get("qk_layernorm") else "mixtral"
+    if norm == "LayerNorm":
+        return _with_layer_norm(model, positions)
+    if model.get("activation") == "geglu":
+        return "gemma"
+    if model.get("qk_layernorm"):
+        return "qwen3"
+    return "qwen2" if model.get("qkv_bias") else "llama"
+
+
+def _with_layer_norm(model: Section, positions: str) -> str:
+    if positions == "alibi":
+        return "bloom"
+    if positions == "learned_absolute":
+        return "opt" if model.get("activation") == "relu" else "gpt2"
+    if whole(model, "num_kv_heads") == 1:
+        return "falcon"
+    return "gpt_neox"
+
+
+def _common(model: Section) -> Keys:
+    """Keys that most families share."""
+    heads = whole(model, "num_heads") or 1
+    keys: Keys = {
+        "hidden_size": whole(model, "hidden"),
+        "num_hidden_layers": whole(model, "num_layers"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": whole(model, "num_kv_heads", heads),
+        "vocab_size": _vocabulary(model),
+        "tie_word_embeddings": model.get("tied_embeddings") is True,
+    }
+    if whole(model, "max_position_embeddings"):
+        keys["max_position_embeddings"] = whole(model, "max_position_embeddings")
+    return keys
+
+
+def _width(model: Section) -> int:
+    width = whole(model, "ffn_hidden")
+    if width is None:
+        raise UnsupportedError("the model's ffn_hidden is not given")
+    return width
+
+
+def _gated(kind: str) -> Callable[[Section], Keys]:
+    def build(model: Section) -> Keys:
+        size = {"head_dim": whole(model, "head_dim")} if whole(model, "head_dim") else {}
+        act = {"hidden_act": "gelu_pytorch_tanh"} if kind == "gemma" else {}
+        told = {"model_type": kind, "intermediate_size": _width(model)}
+        return _common(model) | size | act | told
+
+    return build
+
+
+def _mixture(kind: str) -> Callable[[Section], Keys]:
+    def build(model: Section) -> Keys:
+        moe = model["moe"]
+        names = {"mixtral": ("num_local_experts", "intermediate_size")}
+        count, width = names.get(kind, ("num_experts", "moe_intermediate_size"))
+        if whole(moe, "num_experts") is None or whole(moe, "moe_ffn_hidden") is None:
+            raise UnsupportedError("the number or the width of the experts is not given")
+        if whole(moe, "shared_expert_ffn") or whole(moe, "first_dense_layers"):
+            raise UnsupportedError("shared experts beside grouped-query attention have no family")
+        size = {"head_dim": whole(model, "head_dim")} if whole(model, "head_dim") else {}
+        return (
+            _common(model)
+            | size
+            | {
+                "model_type": kind,
+                "intermediate_size": whole(model, "ffn_hidden", 4 * (whole(model, "hidden") or 1)),
+                count: whole(moe, "num_experts"),
+                "num_experts_per_tok": whole(moe, "topk", 1),
+                width: whole(moe, "moe_ffn_hidden"),
+            }
+        )
+
+    return build
+
+
+def _gpt2(model: Section) -> Keys:
+    return {
+        "model_type": "gpt2",
+        "n_embd": whole(model, "hidden"),
+        "n_layer": whole(model, "num_layers"),
+        "n_head": whole(model, "num_heads"),
+        "n_inner": _width(model),
+        "n_positions": whole(model, "max_position_embeddings", 1024),
+        "vocab_size": _vocabulary(model),
+        "tie_word_embeddings": model.get("tied_embeddings") is not False,
+    }
+
+
+def _bloom(model: Section) -> Keys:
+    return {
+        "model_type": "bloom",
+        "hidden_size": whole(model, "hidden"),
+        "n_layer": whole(model, "num_layers"),
+        "n_head": whole(model, "num_heads"),
+        "vocab_size": _vocabulary(model),
+        "tie_word_embeddings": model.get("tied_embeddings") is not False,
+    }
+
+
+def _opt(model: Section) -> Keys:
+    width = whole(model, "word_embed_proj_dim")
+    return _common(model) | {
+        "model_type": "opt",
+        "ffn_dim": _width(model),
+        "do_layer_norm_before": model.get("note") != "post-LN",
+        **({"word_embed_proj_dim": width} if width else {}),
+    }
+
+
+def _falcon(model: Section) -> Keys:
+    return _common(model) | {"model_type": "falcon", "multi_query": True}
+
+
+def _gpt_neox(model: Section) -> Keys:
+    return _common(model) | {"model_type": "gpt_neox", "intermediate_size": _width(model)}
+
+
+def _unknown(model: Section) -> Keys:
+    raise UnsupportedError(f"{model.get('name')}: latent attention is not translated yet")
+
+
+_FAMILIES: Mapping[str, Callable[[Section], Keys]] = {
+    "llama": _gated("llama"),
+    "qwen2": _gated("qwen2"),
+    "qwen3": _gated("qwen3"),
+    "gemma": _gated("gemma"),
+    "mixtral": _mixture("mixtral"),
+    "qwen3_moe": _mixture("qwen3_moe"),
+    "gpt2": _gpt2,
+    "bloom": _bloom,
+    "opt": _opt,
+    "falcon": _falcon,
+    "gpt_neox": _gpt_neox,
+    "deepseek_v3": _unknown,
+}
