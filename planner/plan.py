@@ -32,8 +32,8 @@ class RankPlan:
 
     rank: int
     """The lowest global rank of them."""
-    num_ranks: int
-    """How many ranks hold exactly the same."""
+    ranks: tuple[int, ...]
+    """All ranks that hold exactly the same, ascending."""
     stage: int
     layers: str
     """Which layers of the model the stage holds, for people."""
@@ -47,6 +47,11 @@ class RankPlan:
     """Bytes that the host keeps for the rank, by name."""
     notes: tuple[Note, ...]
     """Why the terms are as large as they are, and who allocates them."""
+
+    @property
+    def num_ranks(self) -> int:
+        """How many ranks hold exactly the same."""
+        return len(self.ranks)
 
     @property
     def host_bytes(self) -> int:
@@ -139,7 +144,7 @@ def plan_rank(spec: Spec, rank: int) -> Plan:
     place = coordinates(rank, layout)
     stage = stages(run.model, layout, run.training, run.deepspeed, place.tp)[place.pp]
     index = partition_index(rank, layout, expert_grouping(layout, run.training))
-    own = _rank_plan(run, stage, run_stage(run, stage), _Class(rank, 1, index))
+    own = _rank_plan(run, stage, run_stage(run, stage), _Class((rank,), index))
     return _plan(spec, run, [own])
 
 
@@ -189,9 +194,7 @@ def _told(spec: Spec, refusal: Refusal) -> str:
 class _Class(NamedTuple):
     """Ranks of a stage that hold the same."""
 
-    rank: int
-    """The lowest of them."""
-    num_ranks: int
+    ranks: tuple[int, ...]
     place: PartitionIndex
 
 
@@ -204,7 +207,7 @@ def _classes(run: Run, stage: int, tp_ranks: Sequence[int]) -> list[_Class]:
     for rank in ranks:
         if rank % layout.tp in tp_ranks:
             found.setdefault(partition_index(rank, layout, grouping), []).append(rank)
-    return [_Class(ranks[0], len(ranks), index) for index, ranks in found.items()]
+    return [_Class(tuple(ranks), index) for index, ranks in found.items()]
 
 
 def _by_cut(run: Run) -> Iterator[tuple[list[int], tuple[Stage, ...]]]:
@@ -231,11 +234,11 @@ def _rank_plan(run: Run, stage: Stage, done: StageRun, own: _Class) -> RankPlan:
     phases = done.timeline.fold(own.place)
     layout = run.layout
     return RankPlan(
-        rank=own.rank,
-        num_ranks=own.num_ranks,
+        rank=own.ranks[0],
+        ranks=own.ranks,
         stage=stage.index,
         layers=_names(stage),
-        coordinates=coordinates(own.rank, layout)._asdict(),
+        coordinates=coordinates(own.ranks[0], layout)._asdict(),
         local_parameters=stage.num_parameters,
         phases=phases,
         beyond=beyond(

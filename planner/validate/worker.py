@@ -16,6 +16,7 @@ from typing import Any
 from planner.errors import LaunchError
 from planner.spec.load import Spec, load
 from planner.validate.job import Failure, Job, Place, RankResult, Reading, Tell
+from planner.validate.launch.environment import environment
 from planner.validate.machine import describe_machine
 
 
@@ -85,7 +86,7 @@ class _Run:
 
     def train(self) -> None:
         """Everything from the environment to the last step."""
-        os.environ |= _environment(self.job, self.place)
+        os.environ |= environment(self.job, self.place)
         preload()
         self.machine = describe_machine(self.job.accelerator)
         spec = read_spec(self.job)
@@ -133,19 +134,6 @@ def _outcome(failure: Failure | None) -> Any:
         return "done"
     memory = {"OutOfMemoryError", "CapacityExceededError"}
     return "out_of_memory" if failure.kind in memory else "error"
-
-
-def _environment(job: Job, place: Place) -> dict[str, str]:
-    return {
-        "RANK": str(place.rank),
-        "LOCAL_RANK": str(place.local_rank),
-        "WORLD_SIZE": str(job.num_ranks),
-        "LOCAL_SIZE": str(place.local_size),
-        "LOCAL_WORLD_SIZE": str(place.local_size),
-        "MASTER_ADDR": place.master_address,
-        "MASTER_PORT": str(place.master_port),
-        "DS_ACCELERATOR": job.accelerator,
-    }
 
 
 @contextmanager

@@ -1,0 +1,205 @@
+"""Ranks as plain processes of this machine, forked from one that has imported everything.
+
+A suite of many jobs so pays for the imports once. GPUs cannot be inherited by a fork: there every
+rank is a process that starts from nothing.
+"""
+
+import ctypes
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from planner.validate.job import Job, Place, Progress, RankResult, Reading, Tell, as_document
+from planner.validate.launch.outcome import lost, settle
+
+RunRank = Callable[[Job, Place, Tell], RankResult]
+
+GRACE_SECONDS = 15.0
+"""After one rank failed, how long the others may still tell how they ended."""
+PRELOADED = "planner.validate.preloaded"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalLauncher:
+    """Starts a job's ranks on this machine."""
+
+    run_rank: RunRank
+    logs: Path
+    """Folder of the ranks' logs."""
+    silence_seconds: float = 600.0
+    """No news from any rank for so long: it hangs."""
+
+    def run(self, job: Job, *, progress: Progress) -> tuple[RankResult, ...]:
+        """All ranks' results, by rank; no process is left."""
+        attempt = _Attempt(self, job, progress)
+        try:
+            attempt.start()
+            silence = attempt.listen()
+        finally:
+            attempt.end()
+        return settle(
+            attempt.told, attempt.ended, silence_seconds=silence, logs=attempt.log_paths()
+        )
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """The processes of a job and what they told."""
+
+    launcher: LocalLauncher
+    job: Job
+    progress: Progress
+    processes: list[Any] = field(default_factory=list)
+    pipes: dict[Connection, int] = field(default_factory=dict)
+    """Of the ranks that may still say something."""
+    told: dict[int, list[Reading]] = field(default_factory=dict)
+    ended: dict[int, RankResult] = field(default_factory=dict)
+
+    def start(self) -> None:
+        context = _context(self.job)
+        port = _free_port()
+        for rank in range(self.job.num_ranks):
+            place = Place(
+                rank=rank,
+                local_rank=rank,
+                local_size=self.job.num_ranks,
+                master_address="127.0.0.1",
+                master_port=port,
+            )
+            receiver, sender = context.Pipe(duplex=False)
+            process = context.Process(
+                target=_run_one,
+                args=(self.launcher.run_rank, self.job, place, sender, str(self._log(rank))),
+                daemon=True,
+            )
+            process.start()
+            sender.close()
+            self.told[rank] = []
+            self.processes.append(process)
+            self.pipes[receiver] = rank
+
+    def listen(self) -> float | None:
+        """Until all have ended, or are not to be waited for; how long nobody spoke, if that."""
+        patience = self.launcher.silence_seconds
+        deadline = monotonic() + patience
+        while self.pipes:
+            ready = wait(list(self.pipes), max(0.0, deadline - monotonic()))
+            if not ready:
+                return None if self._failed() else patience
+            for pipe in ready:
+                self._hear(pipe)  # type: ignore[arg-type]  # only connections were given
+            if not self._failed():
+                deadline = monotonic() + patience
+            elif deadline > monotonic() + GRACE_SECONDS:
+                deadline = monotonic() + GRACE_SECONDS
+        return None
+
+    def _failed(self) -> bool:
+        return any(result.outcome != "done" for result in self.ended.values())
+
+    def _hear(self, pipe: Connection) -> None:
+        rank = self.pipes[pipe]
+        try:
+            message = json.loads(pipe.recv_bytes())
+        except (EOFError, OSError):
+            del self.pipes[pipe]
+            if rank not in self.ended:
+                self.ended[rank] = self._lost(rank)
+            return
+        if "reading" in message:
+            reading = Reading.read(message["reading"])
+            self.told[rank].append(reading)
+            self.progress(rank, reading)
+        else:
+            self.ended[rank] = self._with_log(RankResult.read(message["result"]))
+
+    def _lost(self, rank: int) -> RankResult:
+        process = self.processes[rank]
+        process.join(1.0)
+        code = process.exitcode
+        how = f"by signal {signal.Signals(-code).name}" if code and code < 0 else f"with {code}"
+        log = str(self._log(rank))
+        return lost(rank, "killed", f"the process ended {how}", self.told[rank], log)
+
+    def _with_log(self, result: RankResult) -> RankResult:
+        if result.failure is None:
+            return result
+        failure = replace(result.failure, log=str(self._log(result.rank)))
+        return replace(result, failure=failure)
+
+    def end(self) -> None:
+        """Kill what still runs, with the processes that it started."""
+        for process in self.processes:
+            if process.is_alive():
+                _kill_group(process.pid)
+            process.join()
+        for pipe in self.pipes:
+            pipe.close()
+
+    def _log(self, rank: int) -> Path:
+        return self.launcher.logs / f"rank{rank}.log"
+
+    def log_paths(self) -> Mapping[int, str]:
+        """Where each rank printed."""
+        return {rank: str(self._log(rank)) for rank in self.told}
+
+
+def _context(job: Job) -> Any:
+    if job.accelerator != "cpu":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([PRELOADED])
+    return context
+
+
+def _run_one(run_rank: RunRank, job: Job, place: Place, pipe: Connection, log: str) -> None:
+    """In the rank's own process: run, and send every reading and the result as JSON."""
+    os.setsid()
+    _end_with_parent()
+    _print_to(log)
+
+    def tell(reading: Reading) -> None:
+        _send(pipe, "reading", reading)
+
+    _send(pipe, "result", run_rank(job, place, tell))
+    pipe.close()
+    sys.stdout.flush()
+    os._exit(0)  # DeepSpeed's clean-up at exit would wait for other ranks
+
+
+def _send(pipe: Connection, kind: str, value: Reading | RankResult) -> None:
+    pipe.send_bytes(json.dumps({kind: as_document(value)}).encode())
+
+
+def _print_to(log: str) -> None:
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (1, 2):
+        os.dup2(handle, stream)
+
+
+def _end_with_parent() -> None:
+    """Have the kernel kill this process when the one that forked it goes, however it goes."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
+def _kill_group(process: int) -> None:
+    """The rank leads a group of its own, once it has come so far."""
+    target = os.killpg if os.getpgid(process) == process else os.kill
+    target(process, signal.SIGKILL)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
