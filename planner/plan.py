@@ -14,7 +14,7 @@ from planner.engines.deepspeed.notes import Note
 from planner.engines.deepspeed.pass_notes import pass_notes
 from planner.engines.deepspeed.refusal import Case, Refusal
 from planner.engines.deepspeed.refusals import refusals
-from planner.engines.deepspeed.stage import Run, StageRun, run_stage
+from planner.engines.deepspeed.stage import Run, StageRun, checkpoints, run_stage
 from planner.errors import LayoutError, ModelError, RefusedError
 from planner.layout.cut import expert_grouping, stages
 from planner.layout.ranks import PartitionIndex, coordinates, partition_index
@@ -247,9 +247,15 @@ def _rank_plan(run: Run, stage: Stage, done: StageRun, own: _Class) -> RankPlan:
             num_groups=num_communicators(layout),
             all_to_all_peers=num_all_to_all_peers(layout, run.devices_per_node),
         ),
-        host=done.strategy.host_bytes(own.place.dense),
+        host=done.strategy.host_bytes(own.place.dense) | _checkpoints_on_host(run, stage),
         notes=done.strategy.notes(),
     )
+
+
+def _checkpoints_on_host(run: Run, stage: Stage) -> dict[str, int]:
+    in_flight = min(run.micro_steps, stage.num_stages - stage.index)
+    size = checkpoints(run, stage).host_bytes(in_flight)
+    return {"activation checkpoints": size} if size else {}
 
 
 def _code_assumptions(run: Run) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from planner.activations.eager.autograd import PARAMETER_FIRST, Edge, Gradient, 
 from planner.activations.eager.machine import Cut
 from planner.activations.programs import hf_blocks, hf_ends, hf_moe, megatron
 from planner.activations.programs.case import Case
+from planner.activations.programs.keeping import checkpoints_by_function, keeping
 from planner.activations.programs.modules import normalise, turn
 from planner.activations.programs.reentrant import reentrant
 from planner.activations.programs.shared import Shared, find_shared, leave_blocks
@@ -97,7 +98,8 @@ def _run_inner(machine: Machine, case: Case) -> Pass:
     else:
         output = _run_block(machine, case, hidden, find_shared(machine, case))
     first = case.boundary and case.layer.kind == "block"
-    if first and case.layout.pp == 1 and hidden.storage.references == 1:
+    unsaved = hidden.storage.references == 1 and not case.recomputed
+    if first and case.layout.pp == 1 and unsaved:
         # Nobody saves the stem's output: the last norm's tape frees it, where the model does.
         machine.disown(hidden)
     del hidden
@@ -119,8 +121,10 @@ def _run_block(machine: Machine, case: Case, hidden: Tensor, shared: Shared) -> 
 
     if not case.recomputed:
         return run(hidden)
-    by_function = case.layout.pp > 1 or case.training.implementation == "megatron"
-    return reentrant(run, hidden) if by_function else checkpoint(run, hidden)
+    if checkpoints_by_function(case.training, case.layout):
+        kept = keeping(case.layout, case.deepspeed, machine.backend)
+        return reentrant(run, hidden, keeping=kept)
+    return checkpoint(run, hidden)
 
 
 def _mixture(m: Machine, case: Case, hidden: Tensor, sequence_parallel: bool) -> Tensor:  # noqa: FBT001 - megatron.Branch

@@ -17,7 +17,7 @@ from planner.activations.eager import (
     view,
 )
 from planner.activations.fold import fold
-from planner.activations.programs.reentrant import reentrant
+from planner.activations.programs.reentrant import AS_THEY_ARE, Keeping, reentrant
 from planner.activations.tape import LayerTape, Segment
 from planner.memory.terms import Term
 
@@ -34,7 +34,13 @@ def stem_tape(vocab: int, hidden: int, shape: tuple[int, int], dtype: str) -> La
 
 
 def linear_tape(
-    hidden: int, shape: tuple[int, int], dtype: str, *, kept: bool, recompute: bool
+    hidden: int,
+    shape: tuple[int, int],
+    dtype: str,
+    *,
+    kept: bool,
+    recompute: bool,
+    keeping: Keeping = AS_THEY_ARE,
 ) -> LayerTape:
     """``nn.Linear`` without bias; ``kept``: somebody else holds the gradient of its output."""
 
@@ -44,7 +50,9 @@ def linear_tape(
     return _tape(
         ((hidden, hidden),),
         (*shape, hidden),
-        lambda m, x: reentrant(lambda y: plain(m, y), x) if recompute else plain(m, x),
+        lambda m, x: (
+            reentrant(lambda y: plain(m, y), x, keeping=keeping) if recompute else plain(m, x)
+        ),
         dtype=dtype,
         kept=kept,
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from planner.activations.programs.keeping import checkpoints_by_function
 from planner.layout.experts import expert_holder
 from planner.layout.tensor import cut_style, padded_vocabulary
 from planner.model.description import Model
@@ -27,6 +28,7 @@ def layout_assumptions(
         *_tensor(model, training, layout),
         *_experts(model, training, layout, deepspeed),
         *_zero(training, layout, deepspeed),
+        *_checkpointing(training, layout, deepspeed),
     )
 
 
@@ -52,6 +54,22 @@ def _pipeline(
         )
     if deepspeed.zero_optimization.overlap_comm and layout.zero_stage:
         yield "pipeline: DeepSpeed switches overlap_comm off (runtime/engine.py:2666)"
+
+
+def _checkpointing(training: Training, layout: Layout, deepspeed: DeepSpeed) -> Iterator[str]:
+    keys = deepspeed.activation_checkpointing
+    if not (keys.partition_activations or keys.cpu_checkpointing):
+        return
+    if not checkpoints_by_function(training, layout):
+        yield (
+            "activation_checkpointing: these keys change nothing here, since no layer is "
+            "recomputed by DeepSpeed's own function"
+        )
+        return
+    yield (
+        "activation_checkpointing: the training code calls deepspeed.checkpointing.configure(mpu, "
+        "config) itself; the engine does not, and without it these keys change nothing"
+    )
 
 
 def _tensor(model: Model, training: Training, layout: Layout) -> Iterator[str]:

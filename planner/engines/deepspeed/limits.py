@@ -38,7 +38,7 @@ def _vision(case: Case) -> Iterator[Refusal]:
 
 
 def _recompute(case: Case) -> Iterator[Refusal]:
-    training, checkpointing = case.training, case.deepspeed.activation_checkpointing
+    training = case.training
     if training.recompute == "selective" and training.implementation == "hf":
         yield Refusal(
             "training.recompute",
@@ -53,9 +53,6 @@ def _recompute(case: Case) -> Iterator[Refusal]:
             "",
             "leave it out and use training.recompute: full",
         )
-    for name in ("partition_activations", "cpu_checkpointing", "contiguous_memory_optimization"):
-        if getattr(checkpointing, name):
-            yield _unknown(f"deepspeed.activation_checkpointing.{name}", name, "leave it out")
 
 
 def _experts(case: Case) -> Iterator[Refusal]:

@@ -72,6 +72,8 @@ class PipelineWalk:
     token_bytes: int
     """The token ids of a micro-batch, also its labels."""
     slots: list[Slot]
+    empties_inputs: bool = False
+    """The first layer is a checkpoint that keeps a piece of its input and empties the whole."""
     workspace_bytes: int = 0
     """cuBLAS takes it at the first product of the forward and of the backward thread."""
     _workspaces: int = 0
@@ -174,7 +176,7 @@ class PipelineWalk:
         self.strategy.begin_forward(timeline, micro_batch)
         copied = self.boundary_bytes if self.index else 0
         timeline.add(Term.TRANSIENT, copied)
-        held = 0 if first.input_saved else copied
+        held = 0 if first.input_saved or self.empties_inputs else copied
         for place, layer in enumerate(self.layers):
             if self._is_last and layer is self.layers[-1]:
                 self._drop_outputs(timeline, buffer)
@@ -221,11 +223,12 @@ class PipelineWalk:
         slot.retained = 0
 
     def _backward(self, timeline: Timeline, slot: Slot, micro_batch: int) -> None:
-        """From the received gradient, or from the loss, to the input's gradient (818-896)."""
+        """From the received gradient, or from the loss, to the input's gradient (818-896).
+
+        What is received lies in the receive buffer, so the last layer's tape leaves it alone.
+        """
         self._start_thread(timeline, 2)
         self.strategy.begin_backward(timeline, micro_batch)
-        if not self._is_last:
-            timeline.add(Term.TRANSIENT, self.boundary_bytes - _left_over(self.layers[-1].tape))
         for layer in reversed(self.layers):
             go_through(timeline, layer, self.strategy, backward=True)
         self.strategy.end_backward(timeline, micro_batch)
@@ -245,15 +248,6 @@ def _put(timeline: Timeline, slot: Slot, size: int) -> None:
     timeline.add(Term.PIPELINE_BUFFERS, size)
 
 
-def _left_over(tape: LayerTape) -> int:
-    """What a layer's two passes leave behind: the gradient of its output, if told to keep it.
-
-    A tape frees that gradient when it is used up. Here it lies in the receive buffer, which stays;
-    a tape that does not know so is given a gradient of its own, which is safe but too much.
-    """
-    return sum(size for segment in (*tape.forward, *tape.backward) for _, size in segment.net)
-
-
 def _keeping_tokens(tape: LayerTape, token_bytes: int) -> LayerTape:
     """The stem keeps the copy of the token ids until its weight's gradient has been computed."""
     made, *others = tape.forward
@@ -270,6 +264,12 @@ def _plus(changes: Changes, size: int) -> Changes:
     return tuple(sums.items())
 
 
+def _empties_inputs(stage: Stage, setup: Setup) -> bool:
+    partitions = setup.deepspeed.activation_checkpointing.partition_activations
+    block = stage.layers[0].placed.layer.kind == "block"
+    return block and partitions and setup.training.recompute == "full"
+
+
 def pipeline_walk(
     stage: Stage,
     tapes: Sequence[LayerTape],
@@ -283,7 +283,8 @@ def pipeline_walk(
 
     Args:
         stage: one of at least two.
-        tapes: of its layers; the head's holds its logits.
+        tapes: of its layers; the head's holds its logits, any other last one is told that the
+            gradient of its output is kept.
         strategy: what DeepSpeed does to parameters and gradients.
         setup: the same that the strategy was built from.
         boundary_bytes: hidden states of a micro-batch, as one stage sends them to the next.
@@ -304,5 +305,6 @@ def pipeline_walk(
         boundary_bytes=boundary_bytes,
         token_bytes=token_bytes,
         slots=[Slot() for _ in range(buffers)],
+        empties_inputs=_empties_inputs(stage, setup),
         workspace_bytes=workspace_bytes,
     )

@@ -7,6 +7,7 @@ says from which one on. What a combination needs beside DeepSpeed is in `assumpt
 from collections.abc import Iterator
 
 from planner.engines.deepspeed.refusal import Case, Refusal, Rule, not_divided
+from planner.engines.deepspeed.refusals_checkpoints import CHECKPOINT_RULES
 from planner.engines.deepspeed.refusals_experts import experts
 from planner.engines.deepspeed.refusals_state import STATE_RULES
 from planner.errors import LayoutError
@@ -204,4 +205,5 @@ _RULES: tuple[Rule, ...] = (
     _sequence,
     experts,
     *STATE_RULES,
+    *CHECKPOINT_RULES,
 )

@@ -8,6 +8,7 @@ from planner.activations.eager import Backend
 from planner.activations.layers import stage_tapes
 from planner.activations.tape import LayerTape
 from planner.engines.deepspeed.below_three import below_three
+from planner.engines.deepspeed.checkpoints import Checkpoints, arranged
 from planner.engines.deepspeed.dtypes import SIZES
 from planner.engines.deepspeed.pipeline import TOKEN_BYTES, PipelineWalk, pipeline_walk
 from planner.engines.deepspeed.strategy import Setup, Strategy
@@ -65,6 +66,7 @@ def run_stage(run: Run, stage: Stage) -> StageRun:
         backend=run.backend,
         modules=run.layout.zero_stage == PARTITIONS_WEIGHTS,
     )
+    tapes = arranged(tapes, stage, checkpoints(run, stage))
     timeline = Timeline()
     timeline.phase("init")
     strategy.initialise(timeline)
@@ -77,6 +79,19 @@ def run_stage(run: Run, stage: Stage) -> StageRun:
 def _as_run(run: Run) -> Training:
     """A pipeline keeps its logits, whatever the training loop does (pipe/engine.py:821)."""
     return replace(run.training, keep_logits=True) if run.layout.pp > 1 else run.training
+
+
+def checkpoints(run: Run, stage: Stage) -> Checkpoints:
+    """The activation checkpoints of a stage, if its blocks are recomputed by DeepSpeed."""
+    tokens = run.training.micro_batch_size * run.training.sequence_length // run.layout.sp
+    return Checkpoints(
+        count=sum(layer.placed.layer.kind == "block" for layer in stage.layers),
+        input_bytes=tokens * run.model.hidden_size * SIZES[run.training.precision],
+        training=run.training,
+        layout=run.layout,
+        deepspeed=run.deepspeed,
+        backend=run.backend,
+    )
 
 
 def _setup(run: Run, stage: Stage) -> Setup:
