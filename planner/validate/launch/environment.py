@@ -1,0 +1,43 @@
+"""The environment variables under which one rank trains."""
+
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from planner.validate.job import Job, Place
+
+
+def environment(job: Job, place: Place) -> dict[str, str]:
+    """What torch.distributed and DeepSpeed read from the environment, for one rank."""
+    size = str(place.local_size)
+    return {
+        "RANK": str(place.rank),
+        "WORLD_SIZE": str(job.num_ranks),
+        "LOCAL_RANK": str(place.local_rank),
+        "LOCAL_SIZE": size,
+        "LOCAL_WORLD_SIZE": size,
+        "MASTER_ADDR": place.master_address,
+        "MASTER_PORT": str(place.master_port),
+        "DS_ACCELERATOR": "cuda" if job.accelerator == "cuda" else "cpu",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def extensions_folder(environ: Mapping[str, str], home: Path) -> str:
+    """Where DeepSpeed keeps what it compiles: a folder of its own for every pair of releases.
+
+    torch keeps one folder a user (torch/utils/cpp_extension.py:2800 of 2.13), so another release of
+    DeepSpeed would load what this one compiled and miss functions in it.
+    """
+    told = environ.get("TORCH_EXTENSIONS_DIR")
+    if told:
+        return told
+    releases = "-".join(f"{name}-{_release(name)}" for name in ("deepspeed", "torch"))
+    return str(home / ".cache" / "planner" / "torch_extensions" / releases)
+
+
+def _release(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "none"
