@@ -116,7 +116,7 @@ def _run_block(machine: Machine, case: Case, hidden: Tensor, shared: Shared) -> 
 
     def run(x: Tensor) -> Tensor:
         if case.training.implementation == "megatron":
-            return megatron.block(machine, case, x, sequence_parallel=False, mixture=_mixture)
+            return megatron.block(machine, case, x, mixture=_mixture)
         return hf_blocks.block(machine, case, x, shared)
 
     if not case.recomputed:
@@ -227,7 +227,7 @@ def _run_head(machine: Machine, case: Case, extra: tuple[tuple[int, ...], ...]) 
 
 def _input(machine: Machine, case: Case, collected: list[Tensor]) -> Tensor:
     """The layer before's result; its gradient is collected, and so stays alive."""
-    shape = (case.batch, case.length, case.hidden_size)
+    shape = (case.batch, case.hidden_length, case.hidden_size)
     return machine.external(shape, case.dtype, sink=Sink(collected.append, seq=0))
 
 

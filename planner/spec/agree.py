@@ -192,3 +192,27 @@ def check_sequence(document: Document, training: Training, layout: Layout, fault
             f"share a sequence; write {more}, or another sp"
         )
         faults.add(document, ("training", "sequence_length"), message)
+    if training.sequence_parallel:
+        _check_sequence_parallel(document, training, layout, faults)
+
+
+def _check_sequence_parallel(
+    document: Document, training: Training, layout: Layout, faults: Faults
+) -> None:
+    """Megatron-LM's arguments.py, ``--sequence-parallel``, and equal pieces."""
+    at = ("training", "sequence_parallel")
+    if training.implementation != "megatron":
+        message = (
+            f"{training.implementation}'s layers have none; write implementation: megatron, or use "
+            "layout.sp"
+        )
+        faults.add(document, at, message)
+    elif layout.tp == 1:
+        faults.add(document, at, "needs tensor parallelism; write layout.tp: 2 or more, or false")
+    elif training.sequence_length % (layout.tp * layout.sp):
+        more = (training.sequence_length // layout.tp + 1) * layout.tp
+        message = (
+            f"{training.sequence_length} tokens are no multiple of layout.tp = {layout.tp}; write "
+            f"sequence_length: {more}, or another tp"
+        )
+        faults.add(document, at, message)

@@ -41,6 +41,8 @@ class Training:
     """Whose layers run. hf: transformers' (tensor parallelism: AutoTP); megatron: Megatron-LM's fused
     kernels; reference: the planner's own plain ones, which `planner validate` trains where
     transformers' code cannot run: in pipelines, with selective recomputation, cut by hand."""
+    sequence_parallel: bool = False
+    """Megatron's: between its branches a layer's tokens are cut over the tensor-parallel ranks."""
     attention: AttentionKernel = "sdpa"
     loss: LossKernel = "eager"
     loss_chunks: Count = 8

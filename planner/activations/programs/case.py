@@ -43,6 +43,14 @@ class Case:
         return self.training.sequence_length // self.layout.sp
 
     @property
+    def hidden_length(self) -> int:
+        """Tokens of a sequence in the hidden states between layers.
+
+        Megatron's sequence parallelism cuts them over the tensor-parallel ranks.
+        """
+        return self.length // (self.layout.tp if self.training.sequence_parallel else 1)
+
+    @property
     def dtype(self) -> str:
         """Of weights and activations."""
         return self.training.precision

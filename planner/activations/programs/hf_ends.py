@@ -16,6 +16,7 @@ from planner.activations.eager import (
     unary_of_result,
     view,
 )
+from planner.activations.programs import megatron_kernels as kernels
 from planner.activations.programs.autotp_ends import vocabulary_loss
 from planner.activations.programs.case import Case
 from planner.activations.programs.hf_stems import embedded, masked_loss, transformed
@@ -28,6 +29,8 @@ from planner.memory.terms import Term
 def stem(m: Machine, case: Case) -> tuple[Tensor, Shared]:
     """The embedded tokens, and what the blocks share."""
     hidden = embedded(m, case)
+    if case.training.sequence_parallel:
+        hidden = kernels.scattered(hidden, tp=case.layout.tp)
     return hidden, make_shared(m, case)
 
 
@@ -75,6 +78,9 @@ def _gathered(
     m: Machine, case: Case, name: str, x: Tensor, weight: Tensor, bias: Tensor | None
 ) -> Tensor:
     """The head's linear; where AutoTP has cut it, all ranks gather all logits."""
+    if case.training.sequence_parallel:
+        biases = [] if bias is None else [bias]
+        return kernels.gathering_linear(x, [weight], biases, tp=case.layout.tp)
     cut = m.cuts.get(name)
     logits = cut_linear(cut, x, weight, bias)
     return gather_last(logits, case.layout.tp) if _gathers(m, case, name) else logits

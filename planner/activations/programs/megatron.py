@@ -36,7 +36,7 @@ def block(
     case: Case,
     hidden: Tensor,
     *,
-    sequence_parallel: bool,
+    sequence_parallel: bool | None = None,
     mixture: Branch | None = None,
 ) -> Tensor:
     """Hidden states (B, S, H), or (B, S/t, H) with sequence parallelism, in and out.
@@ -52,6 +52,8 @@ def block(
             f"{case.family}: the megatron implementation knows only norms before "
             "each branch and no latent attention; use training.implementation: hf"
         )
+    if sequence_parallel is None:
+        sequence_parallel = case.training.sequence_parallel
     first, second = _norms(m, case)
     branch = normalise(m, case.norm, hidden, first)
     branch = self_attention(m, case, branch, sequence_parallel=sequence_parallel)

@@ -120,6 +120,20 @@ def _scattering_back(node: Node, gradient: Tensor) -> list[Tensor]:
     return result
 
 
+def scattered(tensor: Tensor, *, tp: int) -> Tensor:
+    """Partial sums of the embedding, summed and cut along the sequence.
+
+    Source: ``reduce_scatter_to_sequence_parallel_region``, core/tensor_parallel/mappings.py.
+    """
+    node = begin(_scattered_back, tensor, facts=tp)
+    batch, length, size = tensor.shape
+    return finish(node, empty(tensor.machine, (batch, length // tp, size), tensor.dtype))
+
+
+def _scattered_back(node: Node, gradient: Tensor) -> list[Tensor]:
+    return [_gathered(gradient, node.facts)]
+
+
 def rotary(tensor: Tensor) -> Tensor:
     """Rotary positions in one kernel: keeps nothing of its own.
 

@@ -67,4 +67,35 @@ def _sequence(case: Case) -> Iterator[Refusal]:
         )
 
 
-_RULES: tuple[Rule, ...] = (_inventory, _vision, _recompute, _experts, _sequence)
+def _sequence_parallel(case: Case) -> Iterator[Refusal]:
+    if not case.training.sequence_parallel:
+        return
+    key = "training.sequence_parallel"
+    if case.num_experts:
+        yield _unknown(key, "sequence parallelism around experts", "leave it out")
+    if case.training.loss != "eager":
+        yield _unknown(key, f"a {case.training.loss} loss of cut tokens", "use loss: eager")
+    if case.training.dropout and case.model.stem.layer.hidden_dropout:
+        yield _unknown(
+            key, "dropout on the embedded tokens of one rank", "use training.dropout: false"
+        )
+
+
+def _muon(case: Case) -> Iterator[Refusal]:
+    """Its momentum has the gradients' dtype and covers whole matrices, with a second copy.
+
+    Source: runtime/zero/stage_1_and_2.py:2805-2834 and 2989-3003, under compiled kernels.
+    """
+    if case.training.optimizer == "muon":
+        yield _unknown("training.optimizer", "what Muon keeps and computes with", "use adamw")
+
+
+_RULES: tuple[Rule, ...] = (
+    _inventory,
+    _vision,
+    _recompute,
+    _experts,
+    _sequence,
+    _sequence_parallel,
+    _muon,
+)

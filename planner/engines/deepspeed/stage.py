@@ -83,15 +83,22 @@ def _as_run(run: Run) -> Training:
 
 def checkpoints(run: Run, stage: Stage) -> Checkpoints:
     """The activation checkpoints of a stage, if its blocks are recomputed by DeepSpeed."""
-    tokens = run.training.micro_batch_size * run.training.sequence_length // run.layout.sp
     return Checkpoints(
         count=sum(layer.placed.layer.kind == "block" for layer in stage.layers),
-        input_bytes=tokens * run.model.hidden_size * SIZES[run.training.precision],
+        input_bytes=_hidden_bytes(run),
         training=run.training,
         layout=run.layout,
         deepspeed=run.deepspeed,
         backend=run.backend,
     )
+
+
+def _hidden_bytes(run: Run) -> int:
+    """What one layer hands to the next, on one rank."""
+    training, layout = run.training, run.layout
+    ranks = layout.sp * (layout.tp if training.sequence_parallel else 1)
+    tokens = training.micro_batch_size * training.sequence_length // ranks
+    return tokens * run.model.hidden_size * SIZES[training.precision]
 
 
 def _setup(run: Run, stage: Stage) -> Setup:
@@ -123,9 +130,13 @@ def _walk(
     tokens = run.training.micro_batch_size * run.training.sequence_length // run.layout.sp
     workspace = handle_workspace_bytes(run.device)
     if stage.num_stages > 1:
-        hidden = tokens * run.model.hidden_size * SIZES[run.training.precision]
         return pipeline_walk(
-            stage, tapes, strategy, setup, boundary_bytes=hidden, workspace_bytes=workspace
+            stage,
+            tapes,
+            strategy,
+            setup,
+            boundary_bytes=_hidden_bytes(run),
+            workspace_bytes=workspace,
         )
     return StepWalk(
         layers=passes(stage, tapes),
