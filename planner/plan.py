@@ -1,7 +1,7 @@
 """A file's plan: what every rank that differs holds over a step, and whether it fits."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal, NamedTuple
@@ -210,13 +210,17 @@ def _classes(run: Run, stage: int, tp_ranks: Sequence[int]) -> list[_Class]:
     return [_Class(tuple(ranks), index) for index, ranks in found.items()]
 
 
-def _by_cut(run: Run) -> Iterator[tuple[list[int], tuple[Stage, ...]]]:
+def _by_cut(run: Run) -> list[tuple[list[int], tuple[Stage, ...]]]:
     """Tensor-parallel ranks that are cut alike, with the stages as they hold them."""
-    found: dict[tuple[Stage, ...], list[int]] = {}
+    found: list[tuple[list[int], tuple[Stage, ...]]] = []
     for tp_rank in range(run.layout.tp):
         held = stages(run.model, run.layout, run.training, run.deepspeed, tp_rank)
-        found.setdefault(held, []).append(tp_rank)
-    yield from ((tp_ranks, held) for held, tp_ranks in found.items())
+        alike = next((tp_ranks for tp_ranks, known in found if known == held), None)
+        if alike is None:
+            found.append(([tp_rank], held))
+        else:
+            alike.append(tp_rank)
+    return found
 
 
 def _stage_ranks(

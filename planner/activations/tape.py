@@ -35,9 +35,9 @@ class Segment(NamedTuple):
     """What the engine does at the end; None only after the last operation of a pass."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LayerTape:
-    """One micro-batch through one layer, in a training step.
+    """One micro-batch through one layer, in a training step; compared as an object.
 
     Over forward and backward together all terms sum to zero.
     """

@@ -5,8 +5,9 @@ partition owns. So a stage has one timeline, and a change may be restricted to a
 partition indices.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -19,6 +20,9 @@ Group = Literal["dense", "expert"]
 """Which ZeRO group an owner index counts in: ``dp * sp`` ranks, or their ``1/ep`` for experts."""
 
 Ints = NDArray[np.int64]
+
+Owned = tuple[int, bool, int, int]
+"""A change that not everyone sees: its place, whether experts' index counts, and the range."""
 
 EVERYONE = (0, 2**31 - 1)
 
@@ -42,6 +46,15 @@ class PhasePeak(NamedTuple):
     """When the phase is over; they add up to ``end_bytes``."""
 
 
+class _Booked(NamedTuple):
+    """Changes that may be booked again."""
+
+    terms: Sequence[int]
+    deltas: Sequence[int]
+    owners: Sequence[Owned]
+    """As `Timeline` has them, places counted from the first of the changes."""
+
+
 @dataclass(slots=True)
 class Timeline:
     """Changes in order, each with its term; a phase starts where `phase` is called."""
@@ -49,8 +62,8 @@ class Timeline:
     _phases: list[tuple[str, int]] = field(default_factory=list)
     _terms: list[int] = field(default_factory=list)
     _deltas: list[int] = field(default_factory=list)
-    _owners: list[tuple[int, bool, int, int]] = field(default_factory=list)
-    """Of the changes that not everyone sees: place, whether experts' index, and its range."""
+    _owners: list[Owned] = field(default_factory=list)
+    _booked: dict[Hashable, _Booked] = field(default_factory=dict)
 
     def phase(self, name: str) -> None:
         """Start a phase; one that was there before goes on as the same phase."""
@@ -69,7 +82,7 @@ class Timeline:
         self._terms.append(term)
         self._deltas.append(delta)
 
-    def extend(self, terms: Sequence[Term], deltas: Sequence[int]) -> None:
+    def extend(self, terms: Sequence[int], deltas: Sequence[int]) -> None:
         """Add many changes that everyone sees, in order."""
         self._terms.extend(terms)
         self._deltas.extend(deltas)
@@ -84,6 +97,26 @@ class Timeline:
         """Allocate and free at once."""
         self.add(term, size, owners, group)
         self.add(term, -size, owners, group)
+
+    def once(self, key: Hashable, book: Callable[[], None]) -> None:
+        """Let ``book`` add its changes; for a key that was there before, add the same again.
+
+        ``book`` starts no phase. With the key None it is called in any case.
+        """
+        known = self._booked.get(key)
+        if known is not None:
+            start = len(self._terms)
+            self._owners.extend(_moved(known.owners, start))
+            self.extend(known.terms, known.deltas)
+            return
+        start, first = len(self._terms), len(self._owners)
+        book()
+        if key is not None:
+            owners = _moved(self._owners[first:], -start)
+            terms, deltas = self._terms[start:], self._deltas[start:]
+            if not owners:
+                terms, deltas = condensed(terms, deltas)
+            self._booked[key] = _Booked(terms, deltas, owners)
 
     def fold(self, index: PartitionIndex) -> tuple[PhasePeak, ...]:
         """What the rank at ``index`` holds, phase by phase, in the order they first start."""
@@ -124,6 +157,31 @@ class Timeline:
             own = np.where(expert == 1, index.expert, index.dense)
             deltas[places[(own < low) | (own >= high)]] = 0
         return deltas
+
+
+def _moved(owners: Sequence[Owned], by: int) -> list[Owned]:
+    return [(place + by, expert, low, high) for place, expert, low, high in owners]
+
+
+def condensed(terms: Sequence[int], deltas: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Fewer changes with the same highest point, terms and all, and the same end."""
+    totals = list(accumulate(deltas, initial=0))
+    top = totals.index(max(totals))
+    up, down = _sums(terms[:top], deltas[:top]), _sums(terms[top:], deltas[top:])
+    changes = [*falls_first(up), *falls_first(down)]
+    return [term for term, _ in changes], [delta for _, delta in changes]
+
+
+def _sums(terms: Sequence[int], deltas: Sequence[int]) -> dict[int, int]:
+    sums: dict[int, int] = {}
+    for term, delta in zip(terms, deltas, strict=True):
+        sums[term] = sums.get(term, 0) + delta
+    return sums
+
+
+def falls_first(changes: dict[int, int]) -> list[tuple[int, int]]:
+    """No point on the way is higher than both its ends."""
+    return sorted((change for change in changes.items() if change[1]), key=lambda item: item[1])
 
 
 def _portions(indices: Sequence[PartitionIndex], size: int) -> Iterator[Sequence[PartitionIndex]]:

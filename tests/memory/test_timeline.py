@@ -50,6 +50,26 @@ def walked(changes, index):
     return phases
 
 
+@given(st.lists(change, max_size=12), st.lists(change, max_size=12), st.booleans())
+def test_what_is_booked_again_is_what_was_booked(before, changes, owned):
+    before = [each if owned else (*each[:3], None, "dense") for each in before]
+    changes = [("", *each[1:]) if owned else ("", *each[1:3], None, "dense") for each in changes]
+
+    def add_all(timeline):
+        for _, term, delta, owners, group in changes:
+            timeline.add(term, delta, EVERYONE if owners is None else owners, group)
+
+    plain, again = build(before), build(before)
+    for name in ("first", "second", "third"):
+        plain.phase(name)
+        add_all(plain)
+        again.phase(name)
+        again.once("key", lambda: add_all(again))
+    for index in INDICES:
+        assert again.fold(index) == plain.fold(index)
+    assert again.peaks(INDICES).tolist() == plain.peaks(INDICES).tolist()
+
+
 @given(st.lists(change, max_size=30))
 def test_the_fold_is_the_walk(changes):
     timeline = build(changes)

@@ -5,6 +5,7 @@ for bf16 under pipeline parallelism without ZeRO (runtime/engine.py:2305-2320). 
 runtime/bf16_optimizer.py unless another file is named.
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 from planner.engines.deepspeed.allreduce import Accumulated, accumulated, allreduce_bytes
@@ -53,6 +54,14 @@ class BF16Optimizer:
 
     def leave(self, timeline: Timeline, parameters: range, *, backward: bool) -> None:
         """Parameters stay whole."""
+
+    def rhythm(self, micro_step: int) -> Hashable:
+        """The first micro-step's gradients stay; the last one reduces."""
+        return micro_step == 0, micro_step == self.setup.micro_steps - 1
+
+    def is_even(self) -> bool:
+        """Each gradient is on its own."""
+        return True
 
     def begin_backward(self, timeline: Timeline, micro_step: int) -> None:
         """Gradients of the micro-step before are zeroed in place (500-501, 612-624)."""

@@ -5,10 +5,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from planner.activations.tape import LayerTape
 from planner.engines.deepspeed.strategy import Setup, Strategy
-from planner.engines.deepspeed.walk import Pass, go_through, passes
+from planner.engines.deepspeed.walk import Pass, backward, forward, passes
 from planner.layout.schedule import (
     Action,
     Instruction,
@@ -111,7 +112,8 @@ class PipelineWalk:
             case "backward":
                 self._backward(timeline, self.slots[buffer], micro_batch)
             case "reduce":
-                self.strategy.reduce(timeline)
+                key = None if self.strategy.rhythm(0) is None else "reduce"
+                timeline.once(key, partial(self.strategy.reduce, timeline))
             case "step":
                 self.strategy.step(timeline)
             case "reduce_tied":
@@ -180,7 +182,7 @@ class PipelineWalk:
         for place, layer in enumerate(self.layers):
             if self._is_last and layer is self.layers[-1]:
                 self._drop_outputs(timeline, buffer)
-            go_through(timeline, layer, self.strategy, backward=False)
+            forward(timeline, layer, self.strategy)
             if place == 0:
                 # The layer let go of its input, but the engine's variable does not.
                 timeline.add(Term.TRANSIENT, held)
@@ -228,10 +230,7 @@ class PipelineWalk:
         What is received lies in the receive buffer, so the last layer's tape leaves it alone.
         """
         self._start_thread(timeline, 2)
-        self.strategy.begin_backward(timeline, micro_batch)
-        for layer in reversed(self.layers):
-            go_through(timeline, layer, self.strategy, backward=True)
-        self.strategy.end_backward(timeline, micro_batch)
+        backward(timeline, self.layers, self.strategy, micro_batch)
         if not self._is_last:
             # The logits of the last stage stay: it returns before this (821-823).
             timeline.add(Term.PIPELINE_BUFFERS, -slot.output)

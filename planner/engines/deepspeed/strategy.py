@@ -1,5 +1,6 @@
 """The seam between the walk over a step and the optimizer that DeepSpeed wraps around it."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -52,6 +53,15 @@ class Strategy(Protocol):
 
     def leave(self, timeline: Timeline, parameters: range, *, backward: bool) -> None:
         """A module's own parameters have been used."""
+
+    def rhythm(self, micro_step: int) -> Hashable:
+        """Micro-steps with the same answer book the same in their backward passes, in every step.
+
+        None: no two are alike.
+        """
+
+    def is_even(self) -> bool:
+        """From here to the end of the backward pass equal layers book the same."""
 
     def begin_backward(self, timeline: Timeline, micro_step: int) -> None:
         """Before the loss's backward pass."""

@@ -6,7 +6,7 @@ tensor; any other optimizer), whatever their 16-bit dtype is (runtime/engine.py:
 2555-2609 of DeepSpeed 0.19.8). Both step the optimizer on zeros at initialisation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from planner.engines.deepspeed.allreduce import Accumulated, accumulated, allreduce_bytes
@@ -58,6 +58,14 @@ class Unpartitioned:
 
     def leave(self, timeline: Timeline, parameters: range, *, backward: bool) -> None:
         """Parameters stay whole."""
+
+    def rhythm(self, micro_step: int) -> Hashable:
+        """The first micro-step's gradients stay; the last one reduces."""
+        return micro_step == 0, micro_step == self.setup.micro_steps - 1
+
+    def is_even(self) -> bool:
+        """Each gradient is on its own."""
+        return True
 
     def begin_backward(self, timeline: Timeline, micro_step: int) -> None:
         """Remember which micro-step it is."""

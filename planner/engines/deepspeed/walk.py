@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 from planner.activations.tape import LayerTape, Mark, Segment
@@ -9,13 +10,13 @@ from planner.engines.deepspeed.strategy import Strategy
 from planner.layout.cut import offsets
 from planner.layout.stage import Stage
 from planner.memory.terms import Term
-from planner.memory.timeline import Timeline
+from planner.memory.timeline import Timeline, falls_first
 
 
 class Move(NamedTuple):
     """Changes of one segment in order, up to its highest point and on to its end; then a mark."""
 
-    terms: tuple[Term, ...]
+    terms: tuple[int, ...]
     deltas: tuple[int, ...]
     mark: Mark | None
 
@@ -37,12 +38,16 @@ _COPY = (0,)
 
 
 def passes(stage: Stage, tapes: Sequence[LayerTape]) -> tuple[Pass, ...]:
-    """The layers of a stage in forward order, each with its tape; equal tapes are compiled once."""
-    compiled = {id(tape): (_moves(tape.forward), _moves(tape.backward)) for tape in tapes}
+    """The layers of a stage in forward order, each with its tape."""
     return tuple(
-        Pass(tape, *compiled[id(tape)], offset, (*layer.places, _COPY))
+        Pass(tape, *_compiled(tape), offset, (*layer.places, _COPY))
         for tape, offset, layer in zip(tapes, offsets(stage), stage.layers, strict=True)
     )
+
+
+@lru_cache(maxsize=4096)
+def _compiled(tape: LayerTape) -> tuple[tuple[Move, ...], tuple[Move, ...]]:
+    return _moves(tape.forward), _moves(tape.backward)
 
 
 def _moves(segments: Sequence[Segment]) -> tuple[Move, ...]:
@@ -51,17 +56,14 @@ def _moves(segments: Sequence[Segment]) -> tuple[Move, ...]:
 
 def _move(segment: Segment) -> Move:
     """Rises first on the way up and falls first on the way down, so that the top is the top."""
-    down = dict(segment.net)
+    up: dict[int, int] = dict(segment.peak)
+    down: dict[int, int] = dict(segment.net)
     for term, delta in segment.peak:
         down[term] = down.get(term, 0) - delta
-    changes = [*_by_size(dict(segment.peak)), *_by_size(down)]
+    changes = [*falls_first(up), *falls_first(down)]
     return Move(
         tuple(term for term, _ in changes), tuple(delta for _, delta in changes), segment.mark
     )
-
-
-def _by_size(changes: dict[Term, int]) -> list[tuple[Term, int]]:
-    return sorted((change for change in changes.items() if change[1]), key=lambda item: item[1])
 
 
 @dataclass(slots=True, kw_only=True)
@@ -97,16 +99,13 @@ class StepWalk:
         self._start_thread(timeline, 1)
         self.strategy.begin_forward(timeline, micro_step)
         for layer in self.layers:
-            go_through(timeline, layer, self.strategy, backward=False)
+            forward(timeline, layer, self.strategy)
         timeline.add(Term.LOGITS, -self._held)
         self._held = self.layers[-1].tape.held_bytes
 
     def _backward(self, timeline: Timeline, micro_step: int) -> None:
         self._start_thread(timeline, 2)
-        self.strategy.begin_backward(timeline, micro_step)
-        for layer in reversed(self.layers):
-            go_through(timeline, layer, self.strategy, backward=True)
-        self.strategy.end_backward(timeline, micro_step)
+        backward(timeline, self.layers, self.strategy, micro_step)
 
     def _start_thread(self, timeline: Timeline, threads: int) -> None:
         if self._workspaces < threads:
@@ -119,7 +118,32 @@ def condensed(micro_steps: int) -> list[int]:
     return sorted({0, min(1, micro_steps - 1), micro_steps - 1})
 
 
-def go_through(timeline: Timeline, layer: Pass, strategy: Strategy, *, backward: bool) -> None:
+def forward(timeline: Timeline, layer: Pass, strategy: Strategy) -> None:
+    """Book a layer's forward pass."""
+    key = None if strategy.rhythm(0) is None else ("forward", id(layer.tape))
+    timeline.once(key, partial(_go_through, timeline, layer, strategy, backward=False))
+
+
+def backward(
+    timeline: Timeline,
+    layers: Sequence[Pass],
+    strategy: Strategy,
+    micro_step: int,
+) -> None:
+    """Book a backward pass, from the loss or a received gradient on."""
+    rhythm = strategy.rhythm(micro_step)
+
+    def book() -> None:
+        strategy.begin_backward(timeline, micro_step)
+        for layer in reversed(layers):
+            key = ("layer", id(layer.tape), rhythm) if strategy.is_even() else None
+            timeline.once(key, partial(_go_through, timeline, layer, strategy, backward=True))
+        strategy.end_backward(timeline, micro_step)
+
+    timeline.once(None if rhythm is None else ("backward", rhythm), book)
+
+
+def _go_through(timeline: Timeline, layer: Pass, strategy: Strategy, *, backward: bool) -> None:
     """Book one layer's pass, handing its marks to the strategy."""
     for terms, deltas, mark in layer.backward if backward else layer.forward:
         timeline.extend(terms, deltas)

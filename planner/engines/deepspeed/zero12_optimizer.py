@@ -4,7 +4,7 @@
 of that file unless another is named.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 from planner.engines.deepspeed.dtypes import SIZES, sizes
@@ -60,7 +60,7 @@ class ZeroOneTwo:
     _unread: list[tuple[int, Owners]] = field(default_factory=list)
     """Gradients that live until the next reduction."""
     _stale: list[Stale] = field(default_factory=list)
-    """What lives until the step."""
+    """What lives until the step; the same in every step."""
     _memo: dict[tuple[int, ...], tuple[Copies, ...]] = field(default_factory=dict)
 
     def initialise(self, timeline: Timeline) -> None:
@@ -76,10 +76,21 @@ class ZeroOneTwo:
     def leave(self, timeline: Timeline, parameters: range, *, backward: bool) -> None:
         """Parameters stay whole on every rank."""
 
+    def rhythm(self, micro_step: int) -> Hashable:
+        """The first one's gradients stay, with buffers of their own; the last one reduces."""
+        boundary = micro_step == self.setup.micro_steps - 1
+        return micro_step == 0, boundary and self.setup.layout.pp == 1
+
+    def is_even(self) -> bool:
+        """Nothing is collected, and nothing allocated for it."""
+        return not self._collects() and not (self.contiguous and not self._buffers)
+
     def begin_backward(self, timeline: Timeline, micro_step: int) -> None:
         """Buckets come with the first gradient."""
         del timeline
         self._micro_step = micro_step
+        if not micro_step:
+            self._stale = []
         self.keeper.begin(boundary=self._at_boundary())
 
     def gradient(self, timeline: Timeline, parameter: int) -> None:
@@ -92,7 +103,7 @@ class ZeroOneTwo:
             self._accumulate(timeline, parameter, size)
         elif not self.partitions_gradients and self._micro_step:
             timeline.add(Term.GRADIENTS, -size)
-        if self.partitions_gradients or (self.num_buffers > 1 and self._at_boundary()):
+        if self._collects():
             self._collect(timeline, parameter)
 
     def end_backward(self, timeline: Timeline, micro_step: int) -> None:
@@ -116,7 +127,6 @@ class ZeroOneTwo:
     def step(self, timeline: Timeline) -> None:
         """Overflow check, norm, and group by group the optimizer (3013-3163)."""
         self.last_step.take(timeline, self._stale)
-        self._stale = []
         self.keeper.restart()
 
     def host_bytes(self, index: int) -> dict[str, int]:
@@ -132,6 +142,9 @@ class ZeroOneTwo:
 
     def _offloads(self) -> bool:
         return isinstance(self.keeper, Offloaded)
+
+    def _collects(self) -> bool:
+        return self.partitions_gradients or (self.num_buffers > 1 and self._at_boundary())
 
     def _at_boundary(self) -> bool:
         return self._micro_step == self.setup.micro_steps - 1

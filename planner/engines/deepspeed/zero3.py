@@ -9,6 +9,7 @@ of a block come again inside its backward pass, after the first backward mark wh
 a saved tensor, and break off with the last module that saves one.
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 from planner.engines.deepspeed.dtypes import Sizes, sizes
@@ -96,6 +97,15 @@ class ZeroThree:
         if self._backward:
             return "copies"
         return "nothing" if self.setup.training.recompute == "full" else "views"
+
+    def rhythm(self, micro_step: int) -> Hashable:
+        """What is gathered depends on all that came before."""
+        del micro_step
+        return None
+
+    def is_even(self) -> bool:
+        """Modules are gathered ahead of others."""
+        return False
 
     def begin_backward(self, timeline: Timeline, micro_step: int) -> None:
         """Nothing is allocated."""
