@@ -5,7 +5,8 @@ PlannerError
 ├── ModelError     a model description that cannot be read or is not known
 ├── LayoutError    degrees that do not divide, groups that do not exist
 ├── RefusedError   what the training framework itself refuses to run
-└── LaunchError    a validation that could not be started or recorded
+├── LaunchError    a validation that could not be started or recorded
+└── RehearsalError an operation that no rehearsal can answer
 
 Every message says where, what, and the mend, with the values in it.
 """
@@ -33,3 +34,7 @@ class RefusedError(PlannerError):
 
 class LaunchError(PlannerError):
     """A validation that could not be started, or whose record cannot be read or written."""
+
+
+class RehearsalError(PlannerError):
+    """The real engine asked for something that tensors without bytes cannot answer."""

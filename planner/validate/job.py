@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
-Accelerator = Literal["cpu", "cuda"]
+Accelerator = Literal["cpu", "cuda", "standin"]
+"""standin: a rehearsal's device, on which tensors have no bytes."""
 Collectives = Literal["real", "fake"]
 Outcome = Literal["done", "out_of_memory", "error", "lost"]
 

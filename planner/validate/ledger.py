@@ -31,11 +31,13 @@ class CapacityExceededError(torch.OutOfMemoryError):
 
 
 class Ledger(TorchDispatchMode):
-    """Books every CPU storage that operations inside the ``with`` touch."""
+    """Books every storage of one kind of device that operations inside the ``with`` touch."""
 
-    def __init__(self, *, capacity_bytes: int | None = None) -> None:
+    def __init__(self, *, device: str = "cpu", capacity_bytes: int | None = None) -> None:
         super().__init__()
         self.books = Books()
+        self.device = device
+        """Type of the devices whose storages are booked."""
         self.capacity_bytes = capacity_bytes
         """An operation that goes beyond it raises, after the fact, as its result is dropped."""
         self.namer: Namer | None = None
@@ -53,7 +55,7 @@ class Ledger(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         before = self.books.now_bytes
         for leaf in tree_iter(result):
-            if isinstance(leaf, torch.Tensor) and leaf.device.type == "cpu":
+            if isinstance(leaf, torch.Tensor) and leaf.device.type == self.device:
                 self._book(leaf)
         if self.capacity_bytes is not None:
             self._check(before)

@@ -27,8 +27,8 @@ def _version(package: str) -> str | None:
 
 
 def _device(accelerator: str) -> str:
-    if accelerator == "cpu":
-        return "cpu"
+    if accelerator != "cuda":
+        return accelerator
     import torch
 
     return str(torch.cuda.get_device_name())

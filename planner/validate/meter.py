@@ -43,15 +43,24 @@ class LedgerMeter:
     """Books of a CPU rank that plays a device of a given size."""
 
     def __init__(
-        self, tell: Tell, *, total_bytes: int, enforced: bool, vocabulary: tuple[int, ...]
+        self,
+        tell: Tell,
+        *,
+        total_bytes: int,
+        enforced: bool,
+        vocabulary: tuple[int, ...],
+        offloaded: bool,
     ) -> None:
         self.step = -1
         self.at: str | None = None
         self.readings: list[Reading] = []
         self._tell, self._total_bytes = tell, total_bytes
-        self._ledger = Ledger(capacity_bytes=total_bytes if enforced else None)
+        self._ledger = Ledger(
+            device=get_accelerator().device_name(),
+            capacity_bytes=total_bytes if enforced else None,
+        )
         self._books = self._ledger.books
-        self._labels = Labels(self._books, vocabulary=vocabulary)
+        self._labels = Labels(self._books, vocabulary=vocabulary, offloaded=offloaded)
         self._ledger.namer = self._labels.born
         self._stack = ExitStack()
 

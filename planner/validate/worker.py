@@ -6,7 +6,7 @@ import os
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -145,18 +145,22 @@ def _joined(job: Job, place: Place) -> Iterator[None]:
     from deepspeed.comm import comm
     from deepspeed.utils import groups
 
+    from planner.validate.collectives import join_fakes, settled_collectives
+
     globals_before = [(module, _globals(module)) for module in (comm, groups)]
-    if job.accelerator == "cpu":
+    if job.accelerator != "cuda":
         torch.set_num_threads(1)
     get_accelerator().set_device(place.local_rank)
+    settled = settled_collectives() if job.accelerator == "cpu" else nullcontext()
     if job.collectives == "fake":
-        _join_fakes(job, place)
+        join_fakes(rank=place.rank, num_ranks=job.num_ranks)
     backend = (
         "fake" if job.collectives == "fake" else get_accelerator().communication_backend_name()
     )
     try:
-        deepspeed.init_distributed(backend if backend != "ccl" else "gloo")
-        yield
+        with settled:
+            deepspeed.init_distributed(backend if backend != "ccl" else "gloo")
+            yield
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
@@ -169,20 +173,6 @@ def _globals(module: Any) -> dict[str, Any]:
     kinds = (type(None), dict, list, int, str)
     found = {name: value for name, value in vars(module).items() if not name.startswith("__")}
     return {name: copy.copy(value) for name, value in found.items() if isinstance(value, kinds)}
-
-
-def _join_fakes(job: Job, place: Place) -> None:
-    """Be one rank of many whose collectives return at once, with what was in the buffers."""
-    import torch
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    coordinator: Any = import_module("deepspeed.runtime.zero.partitioned_param_coordinator")
-    coordinator.assert_ints_same_as_other_ranks = bool  # nobody is there to compare
-    backend: Any = import_module("deepspeed.comm.torch")
-    backend.build_shm_op = lambda: None  # it would wait for other ranks on this machine
-    torch.distributed.init_process_group(
-        "fake", store=FakeStore(), rank=place.rank, world_size=job.num_ranks
-    )
 
 
 def _trainable(spec: Spec, rank: int, seed: int) -> Any:
@@ -206,4 +196,5 @@ def _meter(job: Job, spec: Spec, tell: Tell) -> Any:
         total_bytes=spec.cluster.device.memory_bytes,
         enforced=job.enforce_capacity,
         vocabulary=(vocabulary, -(-vocabulary // spec.fixed_layout.tp)),
+        offloaded=spec.deepspeed.zero_optimization.offload_optimizer.device != "none",
     )

@@ -37,6 +37,8 @@ class LocalLauncher:
     """Folder of the ranks' logs."""
     silence_seconds: float = 600.0
     """No news from any rank for so long: it hangs."""
+    ranks: tuple[int, ...] | None = None
+    """Only these, where ranks need no others; None: all."""
 
     def run(self, job: Job, *, progress: Progress) -> tuple[RankResult, ...]:
         """All ranks' results, by rank; no process is left."""
@@ -58,7 +60,7 @@ class _Attempt:
     launcher: LocalLauncher
     job: Job
     progress: Progress
-    processes: list[Any] = field(default_factory=list)
+    processes: dict[int, Any] = field(default_factory=dict)
     pipes: dict[Connection, int] = field(default_factory=dict)
     """Of the ranks that may still say something."""
     told: dict[int, list[Reading]] = field(default_factory=dict)
@@ -67,7 +69,8 @@ class _Attempt:
     def start(self) -> None:
         context = _context(self.job)
         port = _free_port()
-        for rank in range(self.job.num_ranks):
+        chosen = self.launcher.ranks
+        for rank in range(self.job.num_ranks) if chosen is None else chosen:
             place = Place(
                 rank=rank,
                 local_rank=rank,
@@ -84,7 +87,7 @@ class _Attempt:
             process.start()
             sender.close()
             self.told[rank] = []
-            self.processes.append(process)
+            self.processes[rank] = process
             self.pipes[receiver] = rank
 
     def listen(self) -> float | None:
@@ -138,7 +141,7 @@ class _Attempt:
 
     def end(self) -> None:
         """Kill what still runs, with the processes that it started."""
-        for process in self.processes:
+        for process in self.processes.values():
             if process.is_alive():
                 _kill_group(process.pid)
             process.join()
@@ -154,7 +157,7 @@ class _Attempt:
 
 
 def _context(job: Job) -> Any:
-    if job.accelerator != "cpu":
+    if job.accelerator == "cuda":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([PRELOADED])

@@ -11,6 +11,7 @@ from typing import Any
 import deepspeed
 import torch
 import transformers
+from deepspeed.accelerator import get_accelerator
 
 from planner.errors import LaunchError
 from planner.layout.ranks import coordinates
@@ -67,6 +68,7 @@ class HuggingFace:
 
         def batch() -> dict[str, Any]:
             tokens = torch.randint(0, vocabulary, shape, generator=random)
+            tokens = tokens.to(get_accelerator().current_device_name())
             return {"input_ids": tokens, "labels": tokens.clone()}
 
         return batch

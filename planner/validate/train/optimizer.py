@@ -95,6 +95,6 @@ def make_optimizer(groups: Iterable[dict[str, Any]], training: Training) -> Any:
 def _fused(groups: list[dict[str, Any]]) -> Any:
     from deepspeed.accelerator import get_accelerator
 
-    if get_accelerator().device_name() == "cpu":
-        return FusedAdamOnCpu(groups)
-    return FusedAdam(groups, lr=LEARNING_RATE)
+    if get_accelerator().device_name() == "cuda":
+        return FusedAdam(groups, lr=LEARNING_RATE)
+    return FusedAdamOnCpu(groups)

@@ -1,0 +1,189 @@
+"""What operations answer that would need numbers, or a kernel that this machine does not have.
+
+Where the engine asks a tensor for its value, the answer is that of a step in which all is well: no
+overflow, a norm of zero, equal on all ranks. An operation that depends on values and has no answer
+here stops the rehearsal with its name.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from planner.errors import RehearsalError
+from planner.rehearse.device import NAME
+
+aten = torch.ops.aten
+
+FILLED = {
+    aten.normal_.default,
+    aten.uniform_.default,
+    aten.random_.default,
+    getattr(aten.random_, "from"),
+    aten.bernoulli_.float,
+    aten.copy_.default,
+}
+"""In-place operations whose result is their first argument, whatever the others hold."""
+
+AS_TENSOR = (torch.tensor, torch.as_tensor)
+"""As they are before ``deepspeed.zero.Init`` puts its own in their places."""
+
+SET_DATA: Any = torch.Tensor.data.__set__
+
+
+class Answers(TorchDispatchMode):
+    """Between the books above it and the fake tensors below."""
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Answer, or let the fake tensors do."""
+        del types
+        kwargs = kwargs or {}
+        if func in FILLED:
+            return args[0]
+        answer = _ANSWERS.get(func)
+        if answer is not None:
+            return answer(func, *args, **kwargs)
+        try:
+            return func(*args, **kwargs)
+        except (
+            DataDependentOutputException,
+            DynamicOutputShapeException,
+            UnsupportedOperatorException,
+        ) as error:
+            raise RehearsalError(
+                f"{func}: what it allocates depends on numbers that a rehearsal does not have; "
+                "leave out what calls it, or validate a small twin with `planner validate`"
+            ) from error
+
+
+def _value(_: Any, tensor: Any) -> bool | int | float:
+    """A tensor's value: on the device a norm or an overflow flag, on the host a step count."""
+    one = tensor.device.type == "cpu"
+    if tensor.dtype == torch.bool:
+        return False
+    return float(one) if tensor.dtype.is_floating_point else int(one)
+
+
+def _moved(func: Any, tensor: Any, **kwargs: Any) -> Any:
+    """A copy on another device; torch would ask for the constants behind small host tensors."""
+    device = kwargs.get("device")
+    if device is None or device.type == tensor.device.type:
+        return func(tensor, **kwargs)
+    return torch.empty_strided(
+        tensor.shape,
+        tensor.stride(),
+        dtype=kwargs.get("dtype") or tensor.dtype,
+        device=device,
+    )
+
+
+_ANSWERS: dict[Any, Callable[..., Any]] = {
+    aten._local_scalar_dense.default: _value,
+    aten.equal.default: lambda *_: True,
+    aten._to_copy.default: _moved,
+}
+
+
+class Kernels(TorchFunctionMode):
+    """Chooses as a GPU would, where torch's own choice asks for the device's kernels."""
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Answer, or let torch do."""
+        del types
+        kwargs = kwargs or {}
+        if func in AS_TENSOR and _on_stand_in(kwargs.get("device")):
+            device = kwargs.pop("device")
+            return func(*args, **kwargs, device="cpu").to(device)
+        if func == SET_DATA:  # a new object each time
+            func(*args)
+            args[0].fake_device = args[1].fake_device
+            return None
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            return attention(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _on_stand_in(device: Any) -> bool:
+    return device is not None and torch.device(device).type == NAME
+
+
+def attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """The kernel that CUDA takes: flash for half precision without a mask, else mem-efficient.
+
+    Shapes (B, A, S, D). Source: sdp_utils.cpp (aten/src/ATen/native/transformers/cuda), whose flash
+    kernel reads grouped keys and values as they are, while the other wants them repeated.
+    """
+    half = query.dtype in {torch.float16, torch.bfloat16}
+    if half and attn_mask is None:
+        return aten._scaled_dot_product_flash_attention(
+            query, key, value, dropout_p, is_causal, scale=scale
+        )[0]
+    if enable_gqa:
+        groups = query.shape[1] // key.shape[1]
+        key, value = (each.repeat_interleave(groups, 1) for each in (key, value))
+    needs_gradient = any(each.requires_grad for each in (query, key, value))
+    return aten._scaled_dot_product_efficient_attention(
+        query, key, value, attn_mask, needs_gradient, dropout_p, is_causal, scale=scale
+    )[0]
+
+
+@contextmanager
+def _movable() -> Iterator[None]:
+    """Fake tensors of host and device have the same dispatch keys.
+
+    So a parameter's data can be put in the place of another's on the other side, as real ones can.
+    """
+    make = torch.Tensor._make_subclass
+
+    def alike(kind: Any, *args: Any, **kwargs: Any) -> Any:
+        if issubclass(kind, FakeTensor):
+            kwargs["device_for_backend_keys"] = torch.device(NAME)
+        return make(kind, *args, **kwargs)
+
+    torch.Tensor._make_subclass = staticmethod(alike)
+    try:
+        yield
+    finally:
+        torch.Tensor._make_subclass = make
+
+
+@contextmanager
+def without_bytes() -> Iterator[None]:
+    """Every tensor that is made inside the ``with`` has a shape and a device, and no memory."""
+    with ExitStack() as stack:
+        stack.enter_context(_movable())
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        stack.enter_context(Answers())
+        stack.enter_context(Kernels())
+        yield

@@ -1,0 +1,170 @@
+"""A device that stands in for an accelerator: tensors on it have a shape and a place, no bytes.
+
+It is torch's PrivateUse1 backend, written in Python (torch/utils/backend_registration.py:542 of
+2.13), so that autograd knows it as a device, and tensors on it are fake ones (FakeTensorMode).
+DeepSpeed itself uses neither, so nothing of its own can be taken for memory of the device.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
+from typing import Any
+
+import torch
+from deepspeed.accelerator import get_accelerator, set_accelerator
+from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+NAME = "standin"
+
+
+class _Module:
+    """What torch asks of ``torch.standin``."""
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def is_available(self) -> bool:
+        return True
+
+    def current_device(self) -> int:
+        return 0
+
+    def device_count(self) -> int:
+        return 1
+
+    def device(self, _: Any) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def manual_seed_all(self, seed: int) -> None:
+        """Nothing is random where there are no numbers."""
+
+    def _is_in_bad_fork(self) -> bool:
+        return False
+
+    def get_amp_supported_dtype(self) -> list[Any]:
+        return [torch.float16, torch.bfloat16]
+
+    def get_rng_state(self, _: Any = None) -> Any:
+        return torch.zeros(16, dtype=torch.uint8)
+
+    def set_rng_state(self, *_: Any) -> None:
+        """There is none."""
+
+
+@cache
+def register() -> None:
+    """Make the device known to torch, once a process."""
+    _setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
+
+
+class Stream:
+    """Work on it is done at once."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def wait_stream(self, _: Any) -> None: ...
+
+    def wait_event(self, _: Any) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+    def record_event(self, event: Any = None) -> Any:
+        return event
+
+    def query(self) -> bool:
+        return True
+
+
+class Event(Stream):
+    """Has happened as soon as it is recorded."""
+
+    def record(self, _: Any = None) -> None: ...
+
+    def wait(self, _: Any = None) -> None: ...
+
+    def elapsed_time(self, _: Any) -> float:
+        return 1.0
+
+
+class StandInAccelerator(CPU_Accelerator):
+    """DeepSpeed's view of the device: an accelerator with streams of its own, as CUDA is one."""
+
+    def device_name(self, device_index: int | None = None) -> str:
+        """``standin`` or ``standin:0``."""
+        return NAME if device_index is None else f"{NAME}:{device_index}"
+
+    def current_device_name(self) -> str:
+        """Each process has one."""
+        return self.device_name(0)
+
+    def current_device(self) -> int:
+        """The only one."""
+        return 0
+
+    def device(self, device_index: int | None = None) -> Any:
+        """There is nothing to switch to."""
+        del device_index
+        return nullcontext()
+
+    def set_device(self, device_index: int) -> None:
+        """A rank's own device is its first, wherever it would be in a node."""
+
+    def is_synchronized_device(self) -> bool:
+        """Kernels run on streams: DeepSpeed then behaves as on CUDA."""
+        return False
+
+    def communication_backend_name(self) -> str:
+        """The process group of torch that pretends."""
+        return "fake"
+
+    def on_accelerator(self, tensor: Any) -> bool:
+        """Whether a tensor lies on the device."""
+        return bool(tensor.device.type == NAME)
+
+    def pin_memory(self, tensor: Any, align_bytes: int = 1) -> Any:
+        """The host's memory stays as it is."""
+        del align_bytes
+        return tensor
+
+    def is_pinned(self, tensor: Any) -> bool:
+        """Whatever lies on the host counts as pinned."""
+        return bool(tensor.device.type == "cpu")
+
+    @property
+    def Stream(self) -> Any:  # noqa: N802 - DeepSpeed's name
+        """The class of streams."""
+        return Stream
+
+    @property
+    def Event(self) -> Any:  # noqa: N802 - DeepSpeed's name
+        """The class of events."""
+        return Event
+
+    def stream(self, stream: Any) -> Any:
+        """Work goes nowhere else."""
+        del stream
+        return nullcontext()
+
+    def current_stream(self, device_index: int | None = None) -> Any:
+        """Any is as good as another."""
+        return Stream(device_index)
+
+    def default_stream(self, device_index: int | None = None) -> Any:
+        """Any is as good as another."""
+        return Stream(device_index)
+
+    def synchronize(self, device_index: int | None = None) -> None:
+        """All is done."""
+
+
+@contextmanager
+def accelerator() -> Iterator[None]:
+    """DeepSpeed's accelerator is the stand-in inside the ``with``."""
+    register()
+    before = get_accelerator()
+    set_accelerator(StandInAccelerator())
+    try:
+        yield
+    finally:
+        set_accelerator(before)

@@ -1,0 +1,85 @@
+"""A file's layout, rehearsed: some of its ranks, each beside the plan."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+
+from planner.errors import LayoutError
+from planner.plan import Plan, make_plan
+from planner.rehearse.worker import rehearse_rank
+from planner.spec.load import Spec
+from planner.validate.compare import Point, points
+from planner.validate.job import Job, Progress, RankResult
+from planner.validate.launch.local import LocalLauncher
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rehearsal:
+    """What the real engine booked on the ranks that were asked for."""
+
+    plan: Plan
+    results: tuple[RankResult, ...]
+    points: tuple[Point, ...]
+    seconds: float
+
+    @property
+    def host_peak_bytes(self) -> int:
+        """Most that one rank's process held of this machine's memory."""
+        return max(int(result.machine.get("peak_resident_bytes", 0)) for result in self.results)
+
+
+def choose_ranks(plan: Plan, which: str) -> tuple[int, ...]:
+    """``worst``, ``ends`` (of the pipeline), ``all`` that differ, or numbers with commas.
+
+    Raises:
+        LayoutError: a number that is no rank of the layout.
+
+    """
+    if which == "worst":
+        return (plan.worst.rank,)
+    if which == "ends":
+        return tuple(sorted({plan.stages[0].rank, plan.stages[-1].rank}))
+    if which == "all":
+        return tuple(sorted(rank.rank for rank in plan.ranks))
+    return tuple(_number(each, plan) for each in which.split(","))
+
+
+def _number(text: str, plan: Plan) -> int:
+    num_devices = plan.spec.fixed_layout.num_devices
+    if not text.strip().isdecimal() or int(text) >= num_devices:
+        raise LayoutError(
+            f"--ranks {text}: no rank of the layout, which has 0 to {num_devices - 1}; "
+            "write worst, ends, all, or numbers with commas between"
+        )
+    return int(text)
+
+
+def rehearse(spec: Spec, which: str, *, steps: int, logs: Path, progress: Progress) -> Rehearsal:
+    """Rehearse the chosen ranks, as many at once as this machine has cores."""
+    start = monotonic()
+    plan = make_plan(spec, every_rank=True)
+    job = Job(
+        spec=spec.path.read_text(encoding="utf-8"),
+        folder=str(spec.folder),
+        num_ranks=spec.fixed_layout.num_devices,
+        steps=steps,
+        accelerator="standin",
+        collectives="fake",
+    )
+    results: list[RankResult] = []
+    for ranks in _portions(choose_ranks(plan, which), os.cpu_count() or 1):
+        launcher = LocalLauncher(run_rank=rehearse_rank, logs=logs, ranks=ranks)
+        results.extend(launcher.run(job, progress=progress))
+    return Rehearsal(
+        plan=plan,
+        results=tuple(results),
+        points=tuple(points(plan, results)),
+        seconds=monotonic() - start,
+    )
+
+
+def _portions(ranks: Sequence[int], size: int) -> Iterator[tuple[int, ...]]:
+    for start in range(0, len(ranks), size):
+        yield tuple(ranks[start : start + size])

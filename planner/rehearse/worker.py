@@ -1,0 +1,81 @@
+"""One rank of a rehearsal in the current process: the validation's own worker, without bytes."""
+
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+
+from planner.validate.job import Job, Place, RankResult, Tell
+from planner.validate.worker import preload, run_rank
+
+
+def rehearse_rank(job: Job, place: Place, tell: Tell) -> RankResult:
+    """What `run_rank` does, as one rank of many that are not there.
+
+    ``machine`` tells the host's own memory as ``peak_resident_bytes``.
+    """
+    preload()
+    from planner.rehearse.answers import without_bytes
+    from planner.rehearse.device import accelerator
+
+    with accelerator(), _as_if_real(), without_bytes():
+        result = run_rank(job, place, tell)
+    resident_bytes = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    machine = {**result.machine, "peak_resident_bytes": resident_bytes}
+    return replace(result, machine=machine)
+
+
+@contextmanager
+def _as_if_real() -> Iterator[None]:
+    """Where torch treats fake tensors, or a group that pretends, unlike what they stand for."""
+    import torch
+    from deepspeed import comm
+
+    with ExitStack() as stack:
+        stack.enter_context(_replaced(torch.nn.Module, "_apply", _apply))
+        stack.enter_context(_replaced(torch.Tensor, "record_stream", lambda *_: None))
+        for owner in (torch.distributed, comm):
+            stack.enter_context(_replaced(owner, "all_gather_object", _same_everywhere))
+            stack.enter_context(_replaced(owner, "broadcast_object_list", lambda *_, **__: None))
+        yield
+
+
+def _apply(module: Any, function: Callable[[Any], Any], recurse: bool = True) -> Any:
+    """As ``nn.Module._apply`` does for real tensors: ``parameter.data = function(parameter)``.
+
+    For fake ones it would swap whole tensors (torch/nn/modules/module.py:966 of 2.13).
+    """
+    import torch
+
+    for child in module.children() if recurse else ():
+        child._apply(function)
+    with torch.no_grad():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                _put(parameter, function(parameter))
+    for name, buffer in module._buffers.items():
+        if buffer is not None:
+            module._buffers[name] = function(buffer)
+    return module
+
+
+def _put(parameter: Any, applied: Any) -> None:
+    if applied is not parameter:
+        parameter.data = applied
+
+
+def _same_everywhere(gathered: list[Any], own: Any, group: Any = None) -> None:
+    """Every rank has what this one has."""
+    del group
+    gathered[:] = [own] * len(gathered)
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
