@@ -6,6 +6,7 @@ from typing import Literal
 from planner.errors import PlannerError
 from planner.model.description import Model
 from planner.spec.load import Spec
+from planner.spec.megatron import Megatron
 
 Where = int | Literal["last", "worst"]
 """Which pipeline stage was read."""
@@ -21,6 +22,8 @@ class Case:
 
     spec: Spec
     model: Model
+    megatron: Megatron | None = None
+    """Switches of Megatron-Core, if that is what ran; else DeepSpeed."""
     where: Where
     assumptions: tuple[str, ...]
     """What the entry leaves open, and what was taken instead."""

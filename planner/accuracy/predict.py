@@ -3,9 +3,14 @@
 from typing import NamedTuple
 
 from planner.accuracy.case import Case, UnsupportedError
+from planner.engines.deepspeed.communicators import num_all_to_all_peers, num_communicators
+from planner.engines.megatron.stage import Run, run_stage
+from planner.layout.cut import stages
+from planner.layout.ranks import PartitionIndex
+from planner.layout.stage import Stage
 from planner.memory.beyond import Beyond, beyond
 from planner.memory.timeline import PhasePeak
-from planner.plan import Plan, RankPlan, make_plan
+from planner.plan import make_plan
 
 ALLOCATED_PER_MILLE = 50
 """Half the width of the band around allocated bytes: what operations that no entry tells about
@@ -26,7 +31,6 @@ class Predicted(NamedTuple):
 class Sizes(NamedTuple):
     """What one rank's plan says, quantity by quantity."""
 
-    rank: RankPlan
     phases: tuple[PhasePeak, ...]
     beyond: Beyond
     capacity_bytes: int
@@ -55,31 +59,60 @@ class Sizes(NamedTuple):
 
 def predict(case: Case, *, num_iterations: int | None) -> Sizes:
     """Plan a case and pick the rank that was read."""
-    made = make_plan(case.spec, model=case.model)
-    rank = _read(made, case)
-    phases = tuple(p for p in rank.phases if num_iterations != 1 or p.phase.startswith(FIRST))
-    return Sizes(rank, phases, _beyond(rank, phases, made), made.capacity_bytes)
+    phases = _megatron(case) if case.megatron else _deepspeed(case)
+    if num_iterations == 1:
+        phases = tuple(phase for phase in phases if phase.phase.startswith(FIRST))
+    return Sizes(phases, _beyond(case, phases), case.spec.cluster.device.memory_bytes)
 
 
-def _beyond(rank: RankPlan, phases: tuple[PhasePeak, ...], made: Plan) -> Beyond:
-    if len(phases) == len(rank.phases):
-        return rank.beyond
-    layout = made.spec.fixed_layout
+def _beyond(case: Case, phases: tuple[PhasePeak, ...]) -> Beyond:
+    layout, cluster = case.spec.fixed_layout, case.spec.cluster
     return beyond(
         max(phase.peak_bytes for phase in phases),
-        device=made.spec.cluster.device,
-        num_groups=2 * (layout.num_devices > 1) + (layout.tp > 1) + (layout.pp > 1),
+        device=cluster.device,
+        num_groups=num_communicators(layout),
+        all_to_all_peers=num_all_to_all_peers(layout, cluster.devices_per_node),
     )
 
 
-def _read(made: Plan, case: Case) -> RankPlan:
+def _deepspeed(case: Case) -> tuple[PhasePeak, ...]:
+    made = make_plan(case.spec, model=case.model)
     if case.where == "worst":
-        return made.worst
+        return made.worst.phases
     stage = made.stages[-1].stage if case.where == "last" else case.where
-    found = [rank for rank in made.stages if rank.stage == stage]
-    if not found:
-        raise UnsupportedError(f"there is no pipeline stage {stage}")
-    return found[0]
+    for rank in made.stages:
+        if rank.stage == stage:
+            return rank.phases
+    raise UnsupportedError(f"there is no pipeline stage {stage}")
+
+
+def _megatron(case: Case) -> tuple[PhasePeak, ...]:
+    """Stages hold their layers evenly; ranks of a stage are alike."""
+    assert case.megatron is not None
+    spec, layout = case.spec, case.spec.fixed_layout
+    held = stages(case.model, layout, spec.training, spec.deepspeed)
+    run = Run(
+        model=case.model,
+        training=spec.training,
+        layout=layout,
+        options=case.megatron,
+        device=spec.cluster.device,
+        micro_steps=spec.micro_steps,
+    )
+    chosen = _chosen(held, case)
+    every = [run_stage(run, stage).fold(PartitionIndex(0, 0)) for stage in chosen]
+    return max(every, key=lambda phases: max(phase.peak_bytes for phase in phases))
+
+
+def _chosen(held: tuple[Stage, ...], case: Case) -> tuple[Stage, ...]:
+    """The stage that was read; the ends and one between them where the worst was."""
+    if case.where == "last":
+        return held[-1:]
+    if case.where == "worst":
+        return tuple(dict.fromkeys((held[0], held[min(1, len(held) - 1)], held[-1])))
+    if case.where >= len(held):
+        raise UnsupportedError(f"there is no pipeline stage {case.where}")
+    return (held[case.where],)
 
 
 def _exact(size: int) -> Predicted:

@@ -191,17 +191,14 @@ def test_flash_attention_keeps_rows_instead_of_squares(case):
 
 @given(case=SIZES, t=st.sampled_from([1, 2]), g=st.sampled_from([2, 4]))
 def test_a_modern_layer(case, t, g):
-    """Keeps two norms' inputs, the fused q, k, v, rotated q and k, the context, 2F, F."""
+    """Keeps two norms' inputs, rotated q and k, v laid out like them, the context, 2F, F."""
     a, size, s, b = case["heads"], case["size"], case["s"], case["b"]
     f = 3 * a * size
     run = Run(make_case(**case, tp=t, groups=g, modern=True, ffn=f, attention="flash"))
     tokens, kv = s * b, g * size
     wide = 4 * tokens * a * size + 2 * tokens * a * size * 2
     narrow = (
-        2 * tokens * (a * size + 2 * kv)
-        + 2 * tokens * (a * size + kv)
-        + 2 * tokens * a * size
-        + 2 * tokens * 3 * f
+        2 * tokens * kv + 2 * tokens * (a * size + kv) + 2 * tokens * a * size + 2 * tokens * 3 * f
     )
     rows = 2 * 4 * tokens
     assert run.saved_bytes == wide + narrow // t + rows + 4 * a * tokens // t + 16

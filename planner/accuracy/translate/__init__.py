@@ -4,11 +4,13 @@ from collections.abc import Callable, Mapping
 
 from planner.accuracy.case import Case, UnsupportedError
 from planner.accuracy.entries import Entry
-from planner.accuracy.translate import deepspeed
+from planner.accuracy.translate import deepspeed, megatron
 
 _TRANSLATORS: Mapping[str, Callable[[Entry], Case]] = {
     "DeepSpeed": deepspeed.translate,
+    "Megatron-Bridge": megatron.translate,
     "Megatron-DeepSpeed": deepspeed.translate,
+    "Megatron-LM": megatron.translate,
 }
 
 

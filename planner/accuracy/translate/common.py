@@ -14,6 +14,7 @@ from planner.spec.deepspeed import DeepSpeed
 from planner.spec.devices import device
 from planner.spec.layout import Layout, ZeroStage
 from planner.spec.load import Spec
+from planner.spec.megatron import Megatron
 from planner.spec.training import AttentionKernel, LossKernel, Precision, Recompute, Training
 
 DEVICES_PER_NODE = 8
@@ -77,8 +78,6 @@ class Reader:
         parallel = self.entry.parallel
         tp, pp, ep = (whole(parallel, axis, 1) or 1 for axis in ("tp", "pp", "ep"))
         sp = whole(parallel, "ulysses_sp", 1) or 1
-        if (whole(parallel, "cp", 1) or 1) > 1:
-            raise UnsupportedError("context parallelism is not modelled")
         dp, rest = divmod(cluster.num_devices, tp * pp * sp)
         if rest or not dp:
             raise UnsupportedError(
@@ -167,11 +166,21 @@ class Reader:
             if training.get(key):
                 raise UnsupportedError(f"{key} {training[key]} is not modelled")
 
-    def case(self, *, training: Training, deepspeed: DeepSpeed, stage: ZeroStage) -> Case:
+    def case(
+        self,
+        *,
+        training: Training,
+        stage: ZeroStage,
+        deepspeed: DeepSpeed | None = None,
+        megatron: Megatron | None = None,
+        vocabulary: int | None = None,
+    ) -> Case:
         """The entry with what a framework's translator made of it."""
         cluster = self.cluster()
         layout = self.layout(cluster, stage)
         keys = configuration(self.entry.model, dropout=self.dropout())
+        if vocabulary is not None:
+            keys["vocab_size"] = vocabulary
         return Case(
             spec=Spec(
                 path=Path(self.entry.id),
@@ -179,9 +188,10 @@ class Reader:
                 cluster=cluster,
                 training=training,
                 layout=layout,
-                deepspeed=deepspeed,
+                deepspeed=deepspeed or DeepSpeed(),
             ),
             model=load_model(keys, folder=Path()),
+            megatron=megatron,
             where=self.where(layout.pp),
             assumptions=tuple(self.assumptions),
         )

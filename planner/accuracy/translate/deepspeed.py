@@ -45,6 +45,8 @@ def translate(entry: Entry) -> Case:
     """
     reader = Reader(entry)
     reader.full_training()
+    if (whole(entry.parallel, "cp", 1) or 1) > 1:
+        raise UnsupportedError("context parallelism is not modelled")
     stage = _stage(entry)
     megatron = _is_megatron(entry)
     layout = reader.layout(reader.cluster(), stage)

@@ -93,6 +93,10 @@ def self_attention(m: Machine, case: Case, hidden: Tensor, *, sequence_parallel:
     if case.attention.rotary_size:
         with m.part("attention.rotary"):
             query, key = kernels.rotary(query), kernels.rotary(key)
+        if case.training.attention != "eager":
+            # Fused attention wants all three laid out alike (TransformerEngine 2.11,
+            # attention/dot_product_attention/utils.py, get_qkv_layout).
+            value = contiguous(value)
     with m.part("attention.core"):
         core = partial(_core, case)
         if case.training.recompute == "selective":

@@ -32,17 +32,17 @@ def fused_norm(tensor: Tensor, weights: Weights, *, centred: bool) -> Tensor:
     return finish(node, result)
 
 
-def _fused_norm_back(node: Node, gradient: Tensor) -> list[Tensor]:
+def _fused_norm_back(node: Node, gradient: Tensor) -> list[Tensor | None]:
     (tensor, *_) = node.unpack()
     return [like(tensor), *_gradients(node, gradient.dtype)]
 
 
-def _gradients(node: Node, dtype: str, first: int = 1) -> list[Tensor]:
-    """New gradients for the node's parameters."""
+def _gradients(node: Node, dtype: str, first: int = 1) -> list[Tensor | None]:
+    """New gradients for the node's parameters; None where the product adds to a main gradient."""
     return [
-        empty(node.machine, expected[0], dtype)
-        for expected in node.inputs[first:]
-        if expected is not None
+        empty(node.machine, expected[0], dtype) if node.needs(place) else None
+        for place, expected in enumerate(node.inputs)
+        if place >= first and expected is not None
     ]
 
 
@@ -63,7 +63,7 @@ def _product(tensor: Tensor, weights: Weights, lead: tuple[int, ...]) -> Tensor:
     return empty(tensor.machine, (*lead, outputs), tensor.dtype)
 
 
-def _linear_back(node: Node, gradient: Tensor) -> list[Tensor]:
+def _linear_back(node: Node, gradient: Tensor) -> list[Tensor | None]:
     (tensor,) = node.unpack()
     return [like(tensor), *_gradients(node, gradient.dtype)]
 
@@ -87,7 +87,7 @@ def _gathered(tensor: Tensor, tp: int) -> Tensor:
     return empty(tensor.machine, (batch, length * tp, *rest), tensor.dtype)
 
 
-def _gathering_back(node: Node, gradient: Tensor) -> list[Tensor]:
+def _gathering_back(node: Node, gradient: Tensor) -> list[Tensor | None]:
     (tensor,) = node.unpack()
     whole = _gathered(tensor, node.facts)
     to_whole = like(whole)
@@ -112,10 +112,10 @@ def scattering_linear(tensor: Tensor, weights: Weights, biases: Weights = (), *,
     return finish(node, result)
 
 
-def _scattering_back(node: Node, gradient: Tensor) -> list[Tensor]:
+def _scattering_back(node: Node, gradient: Tensor) -> list[Tensor | None]:
     (tensor,) = node.unpack()
     whole = _gathered(gradient, node.facts)
-    result = [like(tensor), *_gradients(node, gradient.dtype)]
+    result: list[Tensor | None] = [like(tensor), *_gradients(node, gradient.dtype)]
     del whole
     return result
 

@@ -1,0 +1,1 @@
+"""Megatron-Core: main gradients, the (distributed) optimizer, its pipeline schedules."""

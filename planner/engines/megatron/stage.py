@@ -1,0 +1,245 @@
+"""One pipeline stage under Megatron-Core, from its initialisation to a step like all later ones."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from planner.activations.mcore import mcore_tape
+from planner.activations.tape import LayerTape, Segment
+from planner.engines.megatron.schedule import passes_in_order
+from planner.layout.stage import LocalLayer, Stage
+from planner.memory.terms import Term
+from planner.memory.timeline import Timeline
+from planner.model.description import Model
+from planner.spec.cluster import Device
+from planner.spec.devices import handle_workspace_bytes
+from planner.spec.layout import Layout
+from planner.spec.megatron import Megatron
+from planner.spec.training import Training
+from planner.units import MIB, ceil_div
+
+FP32_BYTES = 4
+TOKEN_BYTES = 8
+SIZES = {"fp32": 4, "fp16": 2, "bf16": 2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What is the same for all stages of a plan."""
+
+    model: Model
+    training: Training
+    layout: Layout
+    options: Megatron
+    device: Device
+    micro_steps: int
+
+
+class Chunk(NamedTuple):
+    """Layers that a pass goes through without leaving the rank."""
+
+    tapes: tuple[LayerTape, ...]
+    first: bool
+    """Holds the embedding."""
+    last: bool
+    """Holds the head."""
+
+
+def run_stage(run: Run, stage: Stage) -> Timeline:
+    """Initialise, take the first step, then another one: ``init``, ``first_*``, rest."""
+    timeline = Timeline()
+    timeline.phase("init")
+    state = _State(run, stage)
+    state.initialise(timeline)
+    for prefix in ("first_", ""):
+        _passes(timeline, run, stage, state, prefix)
+        timeline.phase(prefix + "step")
+        state.step(timeline)
+    return timeline
+
+
+class _State:
+    """Weights, main gradients and optimizer state of a stage's ranks."""
+
+    def __init__(self, run: Run, stage: Stage) -> None:
+        self.run = run
+        self.layers = stage.layers
+        self.numel = stage.num_parameters
+        self.size = SIZES[run.training.precision]
+        self.started = self.stepped = False
+        self.threads = 0
+
+    def initialise(self, timeline: Timeline) -> None:
+        """Weights, main gradients in one buffer, and the fp32 weights of the rank's share.
+
+        Source: core/distributed/param_and_grad_buffer.py:600-700; core/optimizer/
+        distrib_optimizer.py:300-380 and optimizer.py:480-560 of core_v0.14.
+        """
+        timeline.add(Term.WEIGHTS, self.numel * self.size)
+        if self.run.options.contiguous_gradients:
+            timeline.add(Term.GRADIENTS, self.numel * self._gradient_bytes)
+        if self.size < FP32_BYTES:
+            timeline.add(Term.MASTER_WEIGHTS, self._share * FP32_BYTES)
+
+    def start_forward(self, timeline: Timeline) -> None:
+        """The thread's cuBLAS handle takes its workspace."""
+        self._take_workspace(timeline, 1)
+
+    def start_backward(self, timeline: Timeline) -> None:
+        """What a step's first backward pass leaves: gradients of local DDP, dummies of TE."""
+        self._take_workspace(timeline, 2)
+        if self.started:
+            return
+        self.started = True
+        options = self.run.options
+        if not options.contiguous_gradients:
+            timeline.add(Term.GRADIENTS, self._autograd_bytes)
+        elif options.transformer_engine and options.gradient_accumulation_fusion:
+            timeline.add(Term.BUCKETS, 0 if self.stepped else self._dummies())
+
+    def step(self, timeline: Timeline) -> None:
+        """Moments appear in the first step; fp32 copies of 16-bit main gradients stay, too.
+
+        Local DDP flattens all gradients to reduce them, and its ``param.main_grad`` keeps them
+        until the next step's are there, beside which autograd makes new ones (Megatron-LM 2.4,
+        megatron/model/distributed.py, ``allreduce_gradients``). Source of the copies:
+        core/optimizer/optimizer.py:560-590, ``main_param.grad = main_grad.float()``.
+        """
+        self.started = False
+        if not self.run.options.contiguous_gradients:
+            timeline.add(Term.GRADIENTS, -self._autograd_bytes if self.stepped else 0)
+            timeline.spike(Term.REDUCE_COPIES, self._autograd_bytes)
+        if self.stepped:
+            return
+        self.stepped = True
+        if self._gradient_bytes < FP32_BYTES:
+            timeline.add(Term.OWNED_GRADIENTS, self._share * FP32_BYTES)
+        timeline.add(Term.OPTIMIZER_STATES, 2 * self._share * FP32_BYTES)
+
+    def _take_workspace(self, timeline: Timeline, threads: int) -> None:
+        if self.threads < threads:
+            self.threads = threads
+            timeline.add(Term.WORKSPACES, handle_workspace_bytes(self.run.device))
+            if threads == 1 and self.run.options.transformer_engine:
+                timeline.add(Term.WORKSPACES, self._own_workspace())
+
+    def _own_workspace(self) -> int:
+        """TransformerEngine's for cuBLAS: ``get_cublas_workspace_size_bytes``, module/base.py."""
+        large = self.run.device.architecture in {"hopper", "blackwell"}
+        return 32 * MIB if large else 4 * MIB
+
+    @property
+    def _autograd_bytes(self) -> int:
+        return self.numel * self._gradient_bytes
+
+    @property
+    def _gradient_bytes(self) -> int:
+        wide = self.run.options.accumulate_allreduce_grads_in_fp32
+        return FP32_BYTES if wide else self.size
+
+    @property
+    def _share(self) -> int:
+        """Elements whose optimizer state the rank has."""
+        dp = self.run.layout.dp if self.run.options.use_distributed_optimizer else 1
+        return ceil_div(self.numel, dp)
+
+    def _dummies(self) -> int:
+        """One gradient per linear's weight, shared by all blocks.
+
+        Source: ``get_dummy_wgrad``, TransformerEngine 2.11, pytorch/module/base.py.
+        """
+        block = next((x for x in self.layers if x.placed.layer.kind == "block"), None)
+        if block is None:
+            return 0
+        matrices = [
+            index for index, p in enumerate(block.placed.layer.parameters) if len(p.shape) > 1
+        ]
+        places = [place for index in matrices for place in block.places[index]]
+        return sum(block.parameters[place].numel for place in places) * self.size
+
+
+def _passes(timeline: Timeline, run: Run, stage: Stage, state: _State, prefix: str) -> None:
+    """Forward and backward passes in the schedule's order."""
+    chunks = _chunks(run, stage)
+    order = passes_in_order(stage.index, stage.num_stages, run.micro_steps, len(chunks))
+    for forward, place in order:
+        timeline.phase(prefix + ("forward" if forward else "backward"))
+        if forward:
+            state.start_forward(timeline)
+            _forward(timeline, run, chunks[place])
+        else:
+            state.start_backward(timeline)
+            _backward(timeline, run, chunks[place])
+
+
+def _forward(timeline: Timeline, run: Run, chunk: Chunk) -> None:
+    """Batch and input in; the output is sent and its data dropped.
+
+    Source: ``deallocate_output_tensor``, core/pipeline_parallel/schedules.py:120-140.
+    """
+    timeline.add(Term.ACTIVATIONS, _batch_bytes(run))
+    if not chunk.first:
+        timeline.add(Term.TRANSIENT, _boundary_bytes(run))
+    for tape in chunk.tapes:
+        _play(timeline, tape.forward)
+    if not chunk.last:
+        timeline.add(Term.TRANSIENT, -_boundary_bytes(run))
+
+
+def _backward(timeline: Timeline, run: Run, chunk: Chunk) -> None:
+    """The output's gradient in, the input's gradient out."""
+    if not chunk.last:
+        timeline.add(Term.TRANSIENT, _boundary_bytes(run))
+    for tape in reversed(chunk.tapes):
+        _play(timeline, tape.backward)
+    if not chunk.first:
+        timeline.add(Term.TRANSIENT, -_boundary_bytes(run))
+    timeline.add(Term.ACTIVATIONS, -_batch_bytes(run))
+
+
+def _batch_bytes(run: Run) -> int:
+    """Tokens, labels and positions as int64, the loss mask as fp32."""
+    tokens = run.training.micro_batch_size * run.training.sequence_length
+    return tokens * (3 * TOKEN_BYTES + FP32_BYTES)
+
+
+def _boundary_bytes(run: Run) -> int:
+    """Hidden states of a micro-batch, as one stage sends them to the next."""
+    cut = run.layout.tp if run.options.sequence_parallel else 1
+    tokens = run.training.micro_batch_size * run.training.sequence_length // cut
+    return tokens * run.model.hidden_size * SIZES[run.training.precision]
+
+
+def _play(timeline: Timeline, segments: tuple[Segment, ...]) -> None:
+    """Up to each segment's highest point, then to its end."""
+    for segment in segments:
+        rest = dict(segment.net)
+        for term, delta in segment.peak:
+            rest[term] = rest.get(term, 0) - delta
+        for changes in (segment.peak, tuple(rest.items())):
+            for term, delta in sorted(changes, key=lambda change: change[1]):
+                timeline.add(term, delta)
+
+
+def _chunks(run: Run, stage: Stage) -> list[Chunk]:
+    """The stage's layers in as many parts as it has virtual stages, the blocks evenly."""
+    blocks = [layer for layer in stage.layers if layer.placed.layer.kind == "block"]
+    size = ceil_div(len(blocks), run.options.virtual_stages) or 1
+    parts = [blocks[start : start + size] for start in range(0, len(blocks), size)] or [[]]
+    parts[0] = [layer for layer in stage.layers if layer.placed.layer.kind == "stem"] + parts[0]
+    parts[-1] += [layer for layer in stage.layers if layer.placed.layer.kind in {"norm", "head"}]
+    return [_chunk(run, part) for part in parts]
+
+
+def _chunk(run: Run, layers: list[LocalLayer]) -> Chunk:
+    kinds = {layer.placed.layer.kind for layer in layers}
+    return Chunk(tuple(_tape(run, layer) for layer in layers), "stem" in kinds, "head" in kinds)
+
+
+def _tape(run: Run, layer: LocalLayer) -> LayerTape:
+    return mcore_tape(
+        layer.placed.layer,
+        model=run.model,
+        training=run.training,
+        layout=run.layout,
+        options=run.options,
+    )

@@ -1,0 +1,26 @@
+"""Megatron-Core's own switches, as far as they move memory, under its arguments' names."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Megatron:
+    """What ``megatron/training/arguments.py`` of core_v0.14 calls them; defaults are its."""
+
+    use_distributed_optimizer: bool = False
+    accumulate_allreduce_grads_in_fp32: bool = True
+    """Main gradients are fp32, as bf16 training makes them; False: of the model's dtype."""
+    contiguous_gradients: bool = True
+    """Main gradients lie in one buffer from the start; False: the local DDP of releases up to
+    2021, which leaves gradients where autograd puts them."""
+    gradient_accumulation_fusion: bool = True
+    """Weight gradients are added to the main gradient by the product that makes them."""
+    sequence_parallel: bool = False
+    transformer_engine: bool = True
+    """Whose linears run; with fusion they keep one dummy gradient per shape of a weight."""
+    virtual_stages: int = 1
+    """Chunks of layers per pipeline rank (interleaved schedule)."""
+    loss: Literal["unfused", "fused"] = "unfused"
+    """fused: the logits' gradient is written over the 16-bit logits
+    (``--cross-entropy-fusion-impl te``)."""
