@@ -24,6 +24,7 @@ def layer_tape(
     deepspeed: DeepSpeed,
     tied_head: bool = False,
     boundary: bool = False,
+    gradient_kept: bool = False,
     backend: Backend = "cuda",
     modules: bool = False,
 ) -> LayerTape:
@@ -36,7 +37,8 @@ def layer_tape(
     ends exactly where the model lets go of it; `stage_tapes` sets it. Without, the same sums hold
     but the stem's backward frees position embeddings, and the first block frees its input.
     ``backend``: whose kernels run; ``cpu`` is also what a Python ledger sees, see
-    `eager.autograd.accumulate`. ``modules``: mark where modules are entered and left, as ZeRO-3
+    `eager.autograd.accumulate`. ``gradient_kept``: somebody else holds the gradient of the output,
+    and counts it. ``modules``: mark where modules are entered and left, as ZeRO-3
     needs it.
     """
     run = run_once(
@@ -47,6 +49,7 @@ def layer_tape(
         deepspeed=deepspeed,
         tied_head=tied_head,
         boundary=boundary,
+        gradient_kept=gradient_kept,
         backend=backend,
         modules=modules,
     )
@@ -74,12 +77,17 @@ def stage_tapes(
     deepspeed: DeepSpeed,
     backend: Backend = "cuda",
     modules: bool = False,
+    gradient_kept: bool = False,
 ) -> tuple[LayerTape, ...]:
-    """The tapes of a pipeline stage's layers, or of a whole model's, in the order of forward."""
-    made: dict[tuple[int, bool, bool], LayerTape] = {}
+    """The tapes of a pipeline stage's layers, or of a whole model's, in the order of forward.
+
+    ``gradient_kept``: somebody else holds the gradient of the last layer's output.
+    """
+    made: dict[tuple[int, bool, bool, bool], LayerTape] = {}
     tapes = []
-    for layer, tied, boundary in placed(layers, tied=model.tied):
-        key = (id(layer), tied, boundary)
+    for place, (layer, tied, boundary) in enumerate(placed(layers, tied=model.tied)):
+        kept = gradient_kept and place == len(layers) - 1
+        key = (id(layer), tied, boundary, kept)
         if key not in made:
             made[key] = layer_tape(
                 layer,
@@ -89,6 +97,7 @@ def stage_tapes(
                 deepspeed=deepspeed,
                 tied_head=tied,
                 boundary=boundary,
+                gradient_kept=kept,
                 backend=backend,
                 modules=modules,
             )
@@ -137,11 +146,13 @@ def run_once(
     deepspeed: DeepSpeed,
     tied_head: bool = False,
     boundary: bool = False,
+    gradient_kept: bool = False,
     backend: Backend = "cuda",
     in_place: bool | None = None,
     modules: bool = False,
 ) -> Pass:
     """The layer's events before they are folded; ``in_place`` None: as the backend does."""
+    boundary = boundary and training.implementation != "reference"
     kept = False
     if layer.kind == "norm" and boundary and layout.pp == 1 and training.recompute != "full":
         first = layer_tape(
@@ -168,6 +179,7 @@ def run_once(
         deepspeed=deepspeed,
         tied_head=tied_head,
         boundary=boundary,
+        gradient_kept=gradient_kept,
         stem_kept=kept,
     )
     return run_layer(

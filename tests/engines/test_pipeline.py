@@ -29,7 +29,6 @@ def tape(*, first: bool = False, last: bool = False) -> LayerTape:
     made = LOGITS if last else BOUNDARY
     term = Term.LOGITS if last else Term.TRANSIENT
     taken = () if first else ((Term.TRANSIENT, -BOUNDARY),)
-    given_back = -BOUNDARY if not last else 0
     returned = 0 if first else BOUNDARY
     return LayerTape(
         forward=(
@@ -42,7 +41,7 @@ def tape(*, first: bool = False, last: bool = False) -> LayerTape:
         backward=(
             Segment(
                 ((Term.TRANSIENT, 1),),
-                _summed((Term.ACTIVATIONS, -SAVED), (Term.TRANSIENT, given_back + returned)),
+                _summed((Term.ACTIVATIONS, -SAVED), (Term.TRANSIENT, returned)),
                 Mark("gradient", (0,)),
             ),
         ),

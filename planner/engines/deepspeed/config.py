@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from planner.layout.tensor import cut_style
-from planner.spec.deepspeed import DeepSpeed, Zero
+from planner.spec.deepspeed import DeepSpeed, Pipeline, Zero
 from planner.spec.layout import Layout
 from planner.spec.training import Training
 
@@ -36,10 +36,18 @@ def config(
         document["bf16"]["check_grad_overflow"] = deepspeed.check_grad_overflow
     if layout.tp > 1 and cut_style(layout, training) == "autotp":
         document["tensor_parallel"] = {"autotp_size": layout.tp}
+    if layout.pp > 1:
+        document["pipeline"] = _pipeline(deepspeed.pipeline)
     checkpointing = _changed(asdict(deepspeed.activation_checkpointing), {})
     if checkpointing:
         document["activation_checkpointing"] = checkpointing
     return {key: value for key, value in document.items() if value != {}}
+
+
+def _pipeline(pipeline: Pipeline) -> dict[str, Any]:
+    """How boundaries are cut (runtime/config.py:274); the rest is told to the `PipelineModule`."""
+    names = ("pipe_partitioned", "grad_partitioned")
+    return {name: False for name in names if not getattr(pipeline, name)}
 
 
 def _zero(zero: Zero, stage: int) -> dict[str, Any]:

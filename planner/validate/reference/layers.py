@@ -65,21 +65,19 @@ class Stem(LayerModule):
 class Block(LayerModule):
     """Attention and MLP, joined with the residual as the description says."""
 
-    def __init__(self, placed: Placed, setting: Setting) -> None:
-        super().__init__(placed, setting)
-        facts = placed.layer.attention
-        assert facts is not None
-        self.attend = SelfAttention(self, facts, setting)
-
-    def normed(self, hidden: Tensor, place: int) -> Tensor:
+    def run_norm(self, hidden: Tensor, place: int) -> Tensor:
         """The block's own norms, in the order of use."""
         return self.get_submodule(hidden_norms(self.placed.layer)[place])(hidden)
 
-    def attention(self, hidden: Tensor) -> Tensor:
+    def run_attention(self, hidden: Tensor) -> Tensor:
         """The first branch."""
-        return self.attend(enter_branch(hidden, self.setting.tensor))
+        facts = self.placed.layer.attention
+        assert facts is not None
+        # Made anew each time: a member would refer back, and keep a dropped block alive.
+        attend = SelfAttention(self, facts, self.setting)
+        return attend(enter_branch(hidden, self.setting.tensor))
 
-    def mlp(self, hidden: Tensor) -> Tensor:
+    def run_mlp(self, hidden: Tensor) -> Tensor:
         """The second branch: experts, a gated MLP, or a plain one."""
         facts = self.placed.layer.mlp
         if not isinstance(facts, Mlp):
@@ -98,23 +96,23 @@ class Block(LayerModule):
         """(B, S, H) to (B, S, H)."""
         match self.placed.layer.residual:
             case "pre":
-                hidden = hidden + self.attention(self.normed(hidden, 0))
-                return hidden + self.mlp(self.normed(hidden, 1))
+                hidden = hidden + self.run_attention(self.run_norm(hidden, 0))
+                return hidden + self.run_mlp(self.run_norm(hidden, 1))
             case "post":
-                hidden = self.normed(hidden + self.attention(hidden), 0)
-                return self.normed(hidden + self.mlp(hidden), 1)
+                hidden = self.run_norm(hidden + self.run_attention(hidden), 0)
+                return self.run_norm(hidden + self.run_mlp(hidden), 1)
             case "sandwich":
-                hidden = hidden + self.normed(self.attention(self.normed(hidden, 0)), 1)
-                return hidden + self.normed(self.mlp(self.normed(hidden, 2)), 3)
+                hidden = hidden + self.run_norm(self.run_attention(self.run_norm(hidden, 0)), 1)
+                return hidden + self.run_norm(self.run_mlp(self.run_norm(hidden, 2)), 3)
             case "post_output":
-                hidden = hidden + self.normed(self.attention(hidden), 0)
-                return hidden + self.normed(self.mlp(hidden), 1)
+                hidden = hidden + self.run_norm(self.run_attention(hidden), 0)
+                return hidden + self.run_norm(self.run_mlp(hidden), 1)
             case "parallel_one_norm":
-                normed = self.normed(hidden, 0)
-                return hidden + self.attention(normed) + self.mlp(normed)
+                normed = self.run_norm(hidden, 0)
+                return hidden + self.run_attention(normed) + self.run_mlp(normed)
             case _:
-                attended = self.attention(self.normed(hidden, 0))
-                return hidden + attended + self.mlp(self.normed(hidden, 1))
+                attended = self.run_attention(self.run_norm(hidden, 0))
+                return hidden + attended + self.run_mlp(self.run_norm(hidden, 1))
 
 
 class LastNorm(LayerModule):

@@ -1,4 +1,4 @@
-"""The model as a `PipelineModule` of DeepSpeed: an entry for the stem, each block, norm and head."""
+"""The model as DeepSpeed's `PipelineModule`: an entry each for stem, blocks, norm and head."""
 
 from typing import Any
 

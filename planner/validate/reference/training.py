@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import deepspeed
@@ -11,9 +11,10 @@ from deepspeed.runtime.pipe.topology import PipelineParallelGrid, PipeModelDataP
 
 from planner.layout.ranks import coordinates
 from planner.layout.tensor import tensor_cut
+from planner.model.description import Placed
 from planner.model.load import load_model
 from planner.spec.load import Spec
-from planner.validate.reference.experts import make_experts
+from planner.validate.reference.alone import know_shapes
 from planner.validate.reference.setting import Setting, TensorGroup
 from planner.validate.reference.staged import staged
 from planner.validate.reference.whole import Transformer
@@ -31,12 +32,22 @@ class Reference:
     """One rank's share of the reference transformer; see `planner.validate.train.Trainable`."""
 
     spec: Spec
+    _setting: Setting = field(init=False)
+    _tokens: torch.Tensor = field(init=False)
+    """What a pipeline's data loader holds on the host: made before anything is counted."""
     _loop: Loop | None = None
     _batches: Iterator[tuple[torch.Tensor, torch.Tensor]] | None = None
 
+    def __post_init__(self) -> None:
+        """Read the model."""
+        self._setting = make_setting(self.spec)
+        training, vocabulary = self.spec.training, self._setting.model.vocab_size
+        shape = (training.micro_batch_size, training.sequence_length)
+        self._tokens = torch.randint(0, vocabulary, shape)
+
     def initialise(self) -> Any:
         """Make the model, its optimizer and the engine."""
-        setting = make_setting(self.spec)
+        setting = self._setting
         written = settings(self.spec, hidden_size=setting.model.hidden_size)
         layout = setting.layout
         with _zero_init(written, layout.zero_stage):
@@ -71,7 +82,9 @@ class Reference:
         vocabulary, training, device = setting.model.vocab_size, setting.training, engine.device
         shape = (training.micro_batch_size, training.sequence_length)
         if setting.layout.pp > 1:
-            self._batches = _pairs(vocabulary, shape, engine)
+            if torch.distributed.get_backend() == "fake":
+                know_shapes(engine, setting)
+            self._batches = _pairs(self._tokens, engine)
             return
         self._loop = Loop(
             micro_steps=self.spec.micro_steps,
@@ -96,6 +109,19 @@ def make_setting(spec: Spec) -> Setting:
     )
 
 
+def make_experts(placed: Placed, setting: Setting) -> torch.nn.Module:
+    """DeepSpeed's MoE layer; imported late, as most models have none."""
+    from planner.validate.reference.experts import DeepSpeedExperts
+
+    return DeepSpeedExperts(
+        placed.layer,
+        setting.model.hidden_size,
+        ep=setting.layout.ep,
+        rules=setting.deepspeed.moe,
+        dtype=setting.dtype,
+    )
+
+
 def _grid(setting: Setting) -> Any:
     """DeepSpeed's own answer to who is cut with whom, for an engine without a pipeline."""
     layout = setting.layout
@@ -117,14 +143,11 @@ def _batch(vocabulary: int, shape: tuple[int, int], device: Any) -> dict[str, to
     return {"tokens": tokens, "labels": tokens.clone()}
 
 
-def _pairs(
-    vocabulary: int, shape: tuple[int, int], engine: Any
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """What a data loader of the first and of the last stage gives, each on the host.
+def _pairs(tokens: torch.Tensor, engine: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Token ids for the first stage and labels for the last, each on the host.
 
-    The engine copies only labels that are not yet where they belong (runtime/pipe/engine.py:950),
-    so on CPU ranks new ones are made for each micro-batch, and the tokens are the same.
+    The engine copies tokens, but labels only where they do not yet lie on its device
+    (runtime/pipe/engine.py:950), so new ones are made for each micro-batch.
     """
-    tokens = torch.randint(0, vocabulary, shape)
     while True:
-        yield tokens, torch.zeros(shape, dtype=torch.int64) if engine.is_last_stage() else tokens
+        yield tokens, torch.zeros_like(tokens) if engine.is_last_stage() else tokens
