@@ -24,7 +24,16 @@ COLUMNS: Columns = {
     "activations": (Term.ACTIVATIONS, Term.LOGITS),
     "temporary": (Term.TRANSIENT, Term.STEP_COPIES, Term.INIT_COPIES),
 }
-"""The terms as a narrow terminal shows them."""
+"""The terms as a terminal shows them that has no room for each."""
+
+NARROW: Columns = {
+    "weights": COLUMNS["weights"],
+    "grads": COLUMNS["gradients"],
+    "optimizer": COLUMNS["optimizer"],
+    "activations": COLUMNS["activations"],
+    "other": COLUMNS["buffers"] + COLUMNS["temporary"],
+}
+"""The terms in 80 columns."""
 
 
 def document(plan: Plan) -> dict[str, Any]:
@@ -141,14 +150,14 @@ def heading(plan: Plan) -> str:
 
 
 def _columns(plan: Plan, width: int) -> Columns:
-    """Every term that is there if the terminal has room for it, else groups of terms."""
+    """Every term that is there if the terminal has room for it, else as large groups as it asks."""
     present = [t for t in Term if any(t in rank.peak.terms for rank in plan.stages)]
     return _fitting(present, width)
 
 
 def _fitting(present: Iterable[Term], width: int) -> Columns:
     single: Columns = {term.label.replace("_", " "): (term,) for term in present}
-    return single if width >= _needed(single) else COLUMNS
+    return next((each for each in (single, COLUMNS) if width >= _needed(each)), NARROW)
 
 
 def _needed(columns: Iterable[str]) -> int:
@@ -165,7 +174,8 @@ def _grid(left: tuple[str, ...], right: tuple[str, ...]) -> Table:
     for name in left:
         table.add_column(name, overflow="fold")
     for name in right:
-        table.add_column(name, justify="right", overflow="fold")
+        one_word = " " not in name  # rich breaks words where it may wrap
+        table.add_column(name, justify="right", overflow="fold", no_wrap=one_word)
     return table
 
 

@@ -7,7 +7,7 @@ from rich.console import Console, RenderableType
 
 from planner.memory.terms import Term
 from planner.plan import Plan, make_plan, plan_rank
-from planner.report.plan import COLUMNS, document, render, render_rank
+from planner.report.plan import COLUMNS, NARROW, Columns, document, render, render_rank
 from planner.spec.load import Spec
 from planner.units import GIB
 from tests.test_plan import spec_of
@@ -35,9 +35,17 @@ def plan() -> Plan:
     return make_plan(large())
 
 
-def test_every_term_has_exactly_one_place_in_a_narrow_table() -> None:
-    placed = [term for group in COLUMNS.values() for term in group]
+@pytest.mark.parametrize("columns", [COLUMNS, NARROW])
+def test_every_term_has_exactly_one_place_in_a_narrow_table(columns: Columns) -> None:
+    placed = [term for group in columns.values() for term in group]
     assert sorted(placed) == sorted(Term)
+
+
+def test_no_heading_is_broken_in_80_columns(plan: Plan) -> None:
+    text = drawn(render(plan, width=80), 80)
+    heading = next(line for line in text.splitlines() if line.startswith("stage"))
+    words = "stage layers weights grads optimizer activations other peak in phase device"
+    assert heading.split() == words.split()
 
 
 @pytest.mark.parametrize("width", [80, 120, 200])
