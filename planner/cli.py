@@ -3,6 +3,9 @@
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,6 +30,16 @@ ModelName = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print the JSON document instead.")]
 
 DOES_NOT_FIT, BAD_INPUT = 1, 2
+INTERRUPTED = 130
+"""As shells say it: 128 and the number of SIGINT."""
+
+
+class Launch(StrEnum):
+    """Who starts the ranks of a validation."""
+
+    RAY = "ray"
+    LOCAL = "local"
+
 
 PIPED_WIDTH = 200
 """Columns where no terminal says how many there are, so that no line is cut in two."""
@@ -116,6 +129,65 @@ def accuracy(
 
 
 @app.command()
+def validate(
+    file: File,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of the run.")] = 3,
+    launcher: Annotated[Launch, typer.Option(help="Who starts the ranks.")] = Launch.RAY,
+    address: Annotated[
+        str | None, typer.Option(help="A Ray that is there; default: one of its own, here.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the record; default: a new one in validations/.")
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(min=1, help="Seconds without news after which a rank hangs.")
+    ] = 600.0,
+    as_json: AsJson = False,
+) -> None:
+    """Train a few steps with DeepSpeed and compare; exit code 1 if it differs."""
+    from planner.report.plan import document as describe
+    from planner.report.validation import render
+    from planner.spec.load import load
+    from planner.validate.start import start
+    from planner.validate.validate import document
+
+    spec = load(file)
+    with _progress() as progress:
+        made = start(
+            spec,
+            local=launcher is Launch.LOCAL,
+            address=address,
+            out=out,
+            steps=steps,
+            silence_seconds=timeout,
+            describe=describe,
+            progress=progress,
+        )
+    if as_json:
+        _print_json(document(made))
+    else:
+        _print(render, made)
+    if made.measured == "failed":
+        raise typer.Exit(BAD_INPUT)
+    if not made.agrees:
+        raise typer.Exit(DOES_NOT_FIT)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders that `planner validate` made.")],
+) -> None:
+    """Recorded runs beside what the planner says today, the worst points first."""
+    from planner.report.validation import render_comparison
+    from planner.validate.validate import read_validation
+
+    made = [read_validation(run) for run in runs]
+    _print(render_comparison, made)
+    if not all(each.agrees for each in made):
+        raise typer.Exit(DOES_NOT_FIT)
+
+
+@app.command()
 def models(as_json: AsJson = False) -> None:
     """The models that the catalogue knows by name."""
     from planner.report.models import document, render
@@ -162,6 +234,23 @@ def main() -> None:
     except BrokenPipeError:
         # Whoever read us has seen enough; leave no message about a closed pipe behind.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def _progress() -> Iterator[Any]:
+    """A line a reading, on what is now stderr; launchers send Ray's own words elsewhere."""
+    stderr = sys.stderr
+
+    def tell(rank: int, reading: Any) -> None:
+        size = f"{reading.peak_bytes / 2**20:,.1f} MiB"
+        step = "start" if reading.step < 0 else f"step {reading.step}"
+        print(f"rank {rank}  {step}  {reading.phase}  {size}", file=stderr, flush=True)
+
+    try:
+        yield tell
+    except KeyboardInterrupt:
+        print("interrupted: all ranks were ended, the run is unfinished", file=stderr)
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _print_json(document: dict[str, Any]) -> None:

@@ -28,6 +28,7 @@ GRACE_SECONDS = 15.0
 STORE_BYTES = 80 * 2**20
 """Readings are small; Ray accepts no smaller object store than about 75 MiB."""
 QUIET = {
+    "RAY_worker_niceness": "0",  # 15 unless told: on a busy machine ranks would starve
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }

@@ -79,7 +79,7 @@ class RankActor:
             target=lambda: told.put(_result(job, place, run_rank, told.put)), daemon=True
         ).start()
         while True:
-            faulthandler.dump_traceback_later(silence_seconds, file=STDERR)
+            faulthandler.dump_traceback_later(0.8 * silence_seconds, file=STDERR)
             each = told.get()
             yield each
             if isinstance(each, RankResult):

@@ -1,0 +1,119 @@
+"""``planner validate`` and ``planner compare``: predicted beside measured, as tables."""
+
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from planner.units import MIB
+from planner.validate.compare import Point, summarise, wrong_terms
+from planner.validate.validate import TOLERANCE, Validation
+
+SHOWN_POINTS = 20
+NARROW = 100
+
+
+def render(validation: Validation, *, width: int) -> RenderableType:
+    """Every rank and phase at its highest point, then what is wrong, then the verdict."""
+    peaks = [point for point in validation.points if point.quantity == "peak_allocated"]
+    return Group(
+        Text("MiB allocated at the highest point of every phase"),
+        Text(),
+        _table(peaks, width),
+        Text(),
+        *_summary(validation.points),
+        *_failures(validation),
+        _verdict(validation),
+        Text(f"recorded in {validation.run}", style="dim", overflow="fold"),
+    )
+
+
+def render_comparison(validations: Sequence[Validation], *, width: int) -> RenderableType:
+    """All points of some runs, worst first, and the terms that are wrong."""
+    parts: list[RenderableType] = []
+    for validation in validations:
+        worst = sorted(validation.points, key=lambda point: -abs(point.relative_error))
+        parts += [
+            Text(str(validation.run), style="bold", overflow="fold"),
+            Text(f"MiB; the {min(SHOWN_POINTS, len(worst))} worst of {len(worst)} points"),
+            _table(worst[:SHOWN_POINTS], width),
+            *_summary(validation.points),
+            *_failures(validation),
+            _verdict(validation),
+            Text(),
+        ]
+    return Group(*parts)
+
+
+def _table(points: Sequence[Point], width: int) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    for name in ("rank", "phase", "quantity"):
+        table.add_column(name, overflow="fold")
+    for name in ("predicted", "measured", "error"):
+        table.add_column(name, justify="right", overflow="fold")
+    table.add_column("" if width < NARROW else "term that is most off", overflow="fold")
+    for point in points:
+        table.add_row(
+            str(point.rank),
+            point.phase.replace("_", " "),
+            point.quantity.replace("_", " "),
+            _mib(point.predicted_bytes),
+            _mib(point.measured_bytes),
+            f"{point.relative_error:+.3%}",
+            _term(point) if width >= NARROW else "",
+        )
+    return table
+
+
+def _term(point: Point) -> str:
+    error = point.wrong_term
+    return f"{error.term} {error.error_bytes:+,} B" if error and error.error_bytes else ""
+
+
+def _summary(points: Sequence[Point]) -> list[Text]:
+    summary = summarise(points)
+    if summary.worst is None:
+        return [Text("nothing was measured", style="red")]
+    lines = [
+        Text(
+            f"{summary.num_points} points: median error {summary.median_error:.4%}, worst "
+            f"{summary.worst.relative_error:+.4%} (rank {summary.worst.rank}, "
+            f"{summary.worst.phase.replace('_', ' ')})"
+        )
+    ]
+    for point, error in wrong_terms(points)[:3]:
+        lines.append(
+            Text(
+                f"wrong term: {error.term}: {error.error_bytes:+,} B of "
+                f"{error.measured_bytes:,} (rank {point.rank}, {point.phase.replace('_', ' ')})"
+            )
+        )
+    return lines
+
+
+def _failures(validation: Validation) -> list[Text]:
+    lines = []
+    for result in validation.failures:
+        failure = result.failure
+        assert failure is not None
+        where = "" if failure.phase is None else f" in {failure.phase} of step {failure.step}"
+        text = f"rank {result.rank}: {failure.kind}{where}: {failure.message}"
+        lines.append(Text(f"{text}; log: {failure.log}", style="red", overflow="fold"))
+    return lines
+
+
+def _verdict(validation: Validation) -> Text:
+    words = {"ran": "fits", "out_of_memory": "runs out of memory", "failed": "failed"}
+    predicted, measured = words[validation.predicted], words[validation.measured]
+    differing = len(validation.differing)
+    if validation.agrees:
+        told = f": the run {measured} as predicted, every point within {TOLERANCE:.0%}"
+        return Text("Agrees", style="bold green").append(told, style="")
+    told = f": predicted {predicted}, measured {measured}; "
+    told += f"{differing} of {len(validation.points)} points are more than {TOLERANCE:.0%} off"
+    return Text("Differs", style="bold red").append(told, style="")
+
+
+def _mib(size: int) -> str:
+    return f"{size / MIB:,.3f}"

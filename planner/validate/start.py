@@ -1,0 +1,52 @@
+"""From a file to its validation: which launcher, which folder."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from planner.spec.load import Spec
+from planner.validate.job import Progress
+from planner.validate.launch import Launcher
+from planner.validate.record import Paths
+from planner.validate.validate import Describe, Validation, free_run, validate
+
+RUNS = Path("validations")
+
+
+def start(
+    spec: Spec,
+    *,
+    local: bool,
+    address: str | None,
+    out: Path | None,
+    steps: int,
+    silence_seconds: float,
+    describe: Describe,
+    progress: Progress,
+) -> Validation:
+    """Validate a file; the record goes to ``out``, or to a new folder below `RUNS`."""
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    run = (out or free_run(RUNS, spec.path.stem, stamp)).resolve()
+    launcher = _launcher(
+        spec, local=local, address=address, logs=Paths(run).logs, silence_seconds=silence_seconds
+    )
+    return validate(spec, launcher, run=run, steps=steps, describe=describe, progress=progress)
+
+
+def _launcher(
+    spec: Spec, *, local: bool, address: str | None, logs: Path, silence_seconds: float
+) -> Launcher:
+    from planner.validate.worker import run_rank
+
+    if local:
+        from planner.validate.launch.local import LocalLauncher
+
+        return LocalLauncher(run_rank=run_rank, logs=logs, silence_seconds=silence_seconds)
+    from planner.validate.launch.ray import RayLauncher
+
+    return RayLauncher(
+        run_rank=run_rank,
+        logs=logs,
+        address=address,
+        group_size=spec.fixed_layout.tp,
+        silence_seconds=silence_seconds,
+    )
