@@ -1,6 +1,6 @@
 """An entry as something that can be planned, or the reason why it cannot."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from planner.errors import PlannerError
@@ -10,6 +10,9 @@ from planner.spec.megatron import Megatron
 
 Where = int | Literal["last", "worst"]
 """Which pipeline stage was read."""
+
+Engine = Literal["deepspeed", "megatron", "ddp"]
+"""Whose rules are planned; ddp stands for one device, too."""
 
 
 class UnsupportedError(PlannerError):
@@ -22,8 +25,9 @@ class Case:
 
     spec: Spec
     model: Model
-    megatron: Megatron | None = None
-    """Switches of Megatron-Core, if that is what ran; else DeepSpeed."""
+    engine: Engine = "deepspeed"
+    megatron: Megatron = field(default_factory=Megatron)
+    """Switches of Megatron-Core, if that is what ran."""
     where: Where
     assumptions: tuple[str, ...]
     """What the entry leaves open, and what was taken instead."""

@@ -1,10 +1,12 @@
 """A case's plan, read as the entry's quantity: like is compared with like."""
 
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from planner.accuracy.case import Case, UnsupportedError
+from planner.accuracy.case import Case, Engine, UnsupportedError
+from planner.engines.ddp import stage as ddp
 from planner.engines.deepspeed.communicators import num_all_to_all_peers, num_communicators
-from planner.engines.megatron.stage import Run, run_stage
+from planner.engines.megatron import stage as megatron
 from planner.layout.cut import stages
 from planner.layout.ranks import PartitionIndex
 from planner.layout.stage import Stage
@@ -59,7 +61,7 @@ class Sizes(NamedTuple):
 
 def predict(case: Case, *, num_iterations: int | None) -> Sizes:
     """Plan a case and pick the rank that was read."""
-    phases = _megatron(case) if case.megatron else _deepspeed(case)
+    phases = _PLANNERS[case.engine](case)
     if num_iterations == 1:
         phases = tuple(phase for phase in phases if phase.phase.startswith(FIRST))
     return Sizes(phases, _beyond(case, phases), case.spec.cluster.device.memory_bytes)
@@ -88,10 +90,9 @@ def _deepspeed(case: Case) -> tuple[PhasePeak, ...]:
 
 def _megatron(case: Case) -> tuple[PhasePeak, ...]:
     """Stages hold their layers evenly; ranks of a stage are alike."""
-    assert case.megatron is not None
     spec, layout = case.spec, case.spec.fixed_layout
     held = stages(case.model, layout, spec.training, spec.deepspeed)
-    run = Run(
+    run = megatron.Run(
         model=case.model,
         training=spec.training,
         layout=layout,
@@ -100,7 +101,7 @@ def _megatron(case: Case) -> tuple[PhasePeak, ...]:
         micro_steps=spec.micro_steps,
     )
     chosen = _chosen(held, case)
-    every = [run_stage(run, stage).fold(PartitionIndex(0, 0)) for stage in chosen]
+    every = [megatron.run_stage(run, stage).fold(PartitionIndex(0, 0)) for stage in chosen]
     return max(every, key=lambda phases: max(phase.peak_bytes for phase in phases))
 
 
@@ -113,6 +114,27 @@ def _chosen(held: tuple[Stage, ...], case: Case) -> tuple[Stage, ...]:
     if case.where >= len(held):
         raise UnsupportedError(f"there is no pipeline stage {case.where}")
     return (held[case.where],)
+
+
+def _ddp(case: Case) -> tuple[PhasePeak, ...]:
+    """All devices hold the same."""
+    spec, layout = case.spec, case.spec.fixed_layout
+    (held,) = stages(case.model, layout, spec.training, spec.deepspeed)
+    run = ddp.Run(
+        model=case.model,
+        training=spec.training,
+        layout=layout,
+        device=spec.cluster.device,
+        micro_steps=spec.micro_steps,
+    )
+    return ddp.run_stage(run, held).fold(PartitionIndex(0, 0))
+
+
+_PLANNERS: Mapping[Engine, Callable[[Case], tuple[PhasePeak, ...]]] = {
+    "ddp": _ddp,
+    "deepspeed": _deepspeed,
+    "megatron": _megatron,
+}
 
 
 def _exact(size: int) -> Predicted:

@@ -4,13 +4,17 @@ from collections.abc import Callable, Mapping
 
 from planner.accuracy.case import Case, UnsupportedError
 from planner.accuracy.entries import Entry
-from planner.accuracy.translate import deepspeed, megatron
+from planner.accuracy.translate import deepspeed, megatron, single
 
 _TRANSLATORS: Mapping[str, Callable[[Entry], Case]] = {
     "DeepSpeed": deepspeed.translate,
+    "HF Trainer": single.translate,
     "Megatron-Bridge": megatron.translate,
     "Megatron-DeepSpeed": deepspeed.translate,
     "Megatron-LM": megatron.translate,
+    "PyTorch DDP": single.translate,
+    "PyTorch single GPU": single.translate,
+    "litgpt (Lightning Fabric)": single.translate,
 }
 
 

@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from planner.accuracy.case import Case, UnsupportedError, Where
+from planner.accuracy.case import Case, Engine, UnsupportedError, Where
 from planner.accuracy.entries import Entry, whole
-from planner.accuracy.translate.models import configuration
+from planner.accuracy.translate.groups import with_groups
+from planner.accuracy.translate.models import Keys, configuration
+from planner.model.description import Model
 from planner.model.load import load_model
 from planner.spec.cluster import Cluster, Device
 from planner.spec.deepspeed import DeepSpeed
@@ -172,6 +174,7 @@ class Reader:
         training: Training,
         stage: ZeroStage,
         deepspeed: DeepSpeed | None = None,
+        engine: Engine = "deepspeed",
         megatron: Megatron | None = None,
         vocabulary: int | None = None,
     ) -> Case:
@@ -190,11 +193,20 @@ class Reader:
                 layout=layout,
                 deepspeed=deepspeed or DeepSpeed(),
             ),
-            model=load_model(keys, folder=Path()),
-            megatron=megatron,
+            model=self._model(keys),
+            engine=engine,
+            megatron=megatron or Megatron(),
             where=self.where(layout.pp),
             assumptions=tuple(self.assumptions),
         )
+
+    def _model(self, keys: Keys) -> Model:
+        model = load_model(keys, folder=Path())
+        heads = whole(self.entry.model, "num_heads")
+        groups = whole(self.entry.model, "num_kv_heads", heads)
+        if model.family == "gpt2" and groups is not None and groups != heads:
+            return with_groups(model, groups)
+        return model
 
 
 _PRECISIONS: Mapping[Precision, tuple[str, ...]] = {

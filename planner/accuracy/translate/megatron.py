@@ -48,6 +48,7 @@ def translate(entry: Entry) -> Case:
     return reader.case(
         training=training,
         deepspeed=_EVENLY,
+        engine="megatron",
         megatron=options,
         stage=0,
         vocabulary=_vocabulary(entry, reader, layout),

@@ -1,0 +1,1 @@
+"""Plain PyTorch on one device, or on several under DistributedDataParallel."""

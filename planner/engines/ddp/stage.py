@@ -1,0 +1,137 @@
+"""A whole model on each device: weights, gradients and optimizer states of one dtype.
+
+Source: torch 2.13, torch/optim/adam.py (``_multi_tensor_adam``), torch/csrc/autograd/functions/
+accumulate_grad.h, torch/csrc/distributed/c10d/reducer.cpp (``initialize_buckets``).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from planner.activations.layers import stage_tapes
+from planner.activations.tape import LayerTape, Segment
+from planner.engines.deepspeed.optimizers import state_bytes, temporary_bytes
+from planner.layout.stage import LocalLayer, Stage
+from planner.memory.terms import Term
+from planner.memory.timeline import Timeline
+from planner.model.description import Model
+from planner.spec.cluster import Device
+from planner.spec.deepspeed import DeepSpeed
+from planner.spec.devices import handle_workspace_bytes
+from planner.spec.layout import Layout
+from planner.spec.training import Training
+
+FP32_BYTES = 4
+TOKEN_BYTES = 8
+SIZES = {"fp32": 4, "fp16": 2, "bf16": 2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What is planned."""
+
+    model: Model
+    training: Training
+    layout: Layout
+    device: Device
+    micro_steps: int
+
+
+def run_stage(run: Run, stage: Stage) -> Timeline:
+    """Initialise, take the first step, then another one: ``init``, ``first_*``, rest."""
+    size = SIZES[run.training.precision]
+    numels = [p.numel for layer in stage.layers for p in layer.parameters]
+    timeline = Timeline()
+    timeline.phase("init")
+    timeline.add(Term.WEIGHTS, sum(numels) * size)
+    if run.layout.dp > 1:
+        timeline.add(Term.BUCKETS, sum(numels) * size)
+    tapes = _tapes(run, stage)
+    for prefix in ("first_", ""):
+        for micro_step in range(min(run.micro_steps, 2)):
+            _pass(timeline, run, prefix, tapes, stage.layers, first=micro_step == 0)
+        timeline.phase(prefix + "step")
+        _step(timeline, run.training, numels, first=bool(prefix))
+    return timeline
+
+
+def _tapes(run: Run, stage: Stage) -> tuple[LayerTape, ...]:
+    return stage_tapes(
+        tuple(layer.placed.layer for layer in stage.layers),
+        model=run.model,
+        training=run.training,
+        layout=run.layout,
+        deepspeed=DeepSpeed(),
+        backend="cuda",
+    )
+
+
+def _pass(
+    timeline: Timeline,
+    run: Run,
+    prefix: str,
+    tapes: Sequence[LayerTape],
+    layers: Sequence[LocalLayer],
+    *,
+    first: bool,
+) -> None:
+    """Forward and backward; what the loop holds of the output goes after the backward pass."""
+    tokens = run.training.micro_batch_size * run.training.sequence_length
+    started = prefix == "" or not first
+    for forward in (True, False):
+        timeline.phase(prefix + ("forward" if forward else "backward"))
+        if not started:
+            timeline.add(Term.WORKSPACES, handle_workspace_bytes(run.device))
+        if forward:
+            timeline.add(Term.ACTIVATIONS, 2 * TOKEN_BYTES * tokens)
+        pairs = list(zip(tapes, layers, strict=True))
+        for tape, layer in pairs if forward else reversed(pairs):
+            kept = _Kept(layer, SIZES[run.training.precision] if first else 0)
+            _play(timeline, tape.forward if forward else tape.backward, kept)
+    timeline.add(Term.LOGITS, -tapes[-1].held_bytes)
+    timeline.add(Term.ACTIVATIONS, -2 * TOKEN_BYTES * tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """Gradients of a layer stay from the first micro-step on; later ones are added in place."""
+
+    layer: LocalLayer
+    element_bytes: int
+
+    def size(self, parameters: tuple[int, ...]) -> int:
+        """Bytes that arrive; a tied head's gradient comes with the embedding's."""
+        places = [
+            place
+            for index in parameters
+            if index < len(self.layer.places)
+            for place in self.layer.places[index]
+        ]
+        return sum(self.layer.parameters[place].numel for place in places) * self.element_bytes
+
+
+def _play(timeline: Timeline, segments: tuple[Segment, ...], kept: _Kept) -> None:
+    """Up to each segment's highest point, to its end, and on to the gradient that is complete."""
+    for segment in segments:
+        rest = dict(segment.net)
+        for term, delta in segment.peak:
+            rest[term] = rest.get(term, 0) - delta
+        for changes in (segment.peak, tuple(rest.items())):
+            for term, delta in sorted(changes, key=lambda change: change[1]):
+                timeline.add(term, delta)
+        if segment.mark is not None and segment.mark.kind == "gradient":
+            timeline.add(Term.GRADIENTS, kept.size(segment.mark.parameters))
+
+
+def _step(timeline: Timeline, training: Training, numels: Sequence[int], *, first: bool) -> None:
+    """States appear in the first step; the square roots of ``foreach`` pass; gradients go.
+
+    States and temporaries have the parameters' dtype.
+    """
+    size = SIZES[training.precision]
+    if first:
+        states = sum(state_bytes(training, numel) for numel in numels)
+        timeline.add(Term.OPTIMIZER_STATES, states * size // FP32_BYTES)
+    temporaries = temporary_bytes(training, numels) * size // FP32_BYTES
+    if temporaries:
+        timeline.spike(Term.STEP_COPIES, temporaries)
+    timeline.add(Term.GRADIENTS, -sum(numels) * size)
