@@ -92,6 +92,12 @@ def points(plan: Plan, results: Sequence[RankResult]) -> list[Point]:
     ]
 
 
+def first_overflow(planned: RankPlan, capacity_bytes: int) -> str | None:
+    """The phase in which the rank is the first time beyond a capacity; None: it never is."""
+    beyond = (phase.phase for phase in planned.phases if phase.peak_bytes > capacity_bytes)
+    return next(beyond, None)
+
+
 def summarise(many: Sequence[Point]) -> Summary:
     """Median and worst error."""
     return Summary(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from planner.memory.terms import Term
-from planner.validate.books import OTHER, Books, Entry, storage_key
+from planner.validate.books import HOST, OTHER, Books, Entry, storage_key
 
 HELD: dict[str, Term] = {
     "bit16_groups_flat": Term.WEIGHTS,
@@ -61,15 +61,25 @@ GATHERING = (
 BY_PHASE = {"init": Term.INIT_COPIES, "step": Term.STEP_COPIES, "forward": Term.TRANSIENT}
 
 
+ON_HOST = frozenset(
+    term.label for term in (Term.MASTER_WEIGHTS, Term.OPTIMIZER_STATES, Term.INIT_COPIES)
+)
+"""What lies on the host when the optimizer is offloaded: its partitions, its states, and the
+buffers that outlive the initialisation and have no other name."""
+
+
 class Labels:
     """Names the entries of one ledger."""
 
-    def __init__(self, books: Books, *, vocabulary: Iterable[int] = ()) -> None:
+    def __init__(
+        self, books: Books, *, vocabulary: Iterable[int] = (), offloaded: bool = False
+    ) -> None:
         self.engine: Any = None
         self._phase = "init"
         self._in_loss = False
         self._books = books
         self._vocabulary = frozenset(vocabulary)
+        self._offloaded = offloaded
         books.naming = self._end
 
     def begin(self, phase: str) -> None:
@@ -79,6 +89,8 @@ class Labels:
     def born(self, tensor: Any) -> tuple[str, str]:
         """Label and site of a tensor whose storage has just appeared."""
         site = _site()
+        if not site and self._offloaded and self._phase == "step":
+            return HOST, site  # the optimizer's own
         term = self._by_site(site) if site else self._by_pass(tensor)
         return term.label, site
 
@@ -121,16 +133,18 @@ class Labels:
 
     def _end(self, phase: str, alive: Iterable[Entry]) -> None:
         """What survives a forward pass was saved for the backward pass."""
-        if phase == "forward":
-            for entry in alive:
-                if entry.label == Term.TRANSIENT.label:
-                    entry.label = Term.ACTIVATIONS.label
         if self.engine is not None:
             for tensor, label in residents(self.engine):
                 self._name(tensor, label)
         for entry in alive:
-            if entry.numel <= 1:
-                entry.label = OTHER
+            entry.label = self._settled(phase, entry)
+
+    def _settled(self, phase: str, entry: Entry) -> str:
+        if entry.numel <= 1:
+            return OTHER
+        if phase == "forward" and entry.label == Term.TRANSIENT.label:
+            return Term.ACTIVATIONS.label
+        return HOST if self._offloaded and entry.label in ON_HOST else entry.label
 
 
 def residents(engine: Any) -> Iterator[tuple[Any, str]]:
@@ -206,7 +220,9 @@ def _site() -> str:
 
 def _kind(code: CodeType) -> str:
     path = code.co_filename.replace("\\", "/")
-    if "/deepspeed/runtime/" in path or "/deepspeed/ops/" in path:
+    if "/torch/optim/" in path or "/deepspeed/ops/" in path:
+        return "model"  # the optimizer's own
+    if "/deepspeed/runtime/" in path:
         return "model" if any(part in path for part in MODEL_CODE) else "engine"
     if path.endswith("torch/nn/modules/module.py") or code.co_name == "_engine_run_backward":
         return "model"
