@@ -183,7 +183,12 @@ def _finish(
         ending.passing.clear()
     if waiting:
         waiting[0] = _tied_gradient(machine, case)
-    run_backward(handed.edge, machine.external(handed.shape, case.dtype))
+    if case.gradient_kept:
+        gradient = machine.external(handed.shape, case.dtype)
+        machine.disown(gradient)
+        run_backward(handed.edge, gradient.again())
+    else:
+        run_backward(handed.edge, machine.external(handed.shape, case.dtype))
     return Pass(
         machine=machine,
         forward=tuple(machine.events[:split]),

@@ -29,6 +29,9 @@ class Case:
     """The head multiplies by the embedding's weight of the same rank."""
     boundary: bool = False
     """The stem, the first block or the last norm of a stage that holds them all."""
+    gradient_kept: bool = False
+    """The last layer of a stage that is not the last: the gradient of its output lies in a buffer
+    that the pipeline's engine keeps."""
     stem_kept: bool = False
     """Nobody saves the stem's output, and the model holds it until the last norm has run."""
 
@@ -54,6 +57,11 @@ class Case:
     def dtype(self) -> str:
         """Of weights and activations."""
         return self.training.precision
+
+    @property
+    def own_layers(self) -> bool:
+        """The reference transformer runs, whose layers share nothing with each other."""
+        return self.training.implementation == "reference"
 
     @property
     def attention(self) -> Attention:

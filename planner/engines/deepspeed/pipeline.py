@@ -225,10 +225,11 @@ class PipelineWalk:
         slot.retained = 0
 
     def _backward(self, timeline: Timeline, slot: Slot, micro_batch: int) -> None:
-        """From the received gradient, or from the loss, to the input's gradient (818-896)."""
+        """From the received gradient, or from the loss, to the input's gradient (818-896).
+
+        What is received lies in the receive buffer, so the last layer's tape leaves it alone.
+        """
         self._start_thread(timeline, 2)
-        if not self._is_last:
-            timeline.add(Term.TRANSIENT, self.boundary_bytes - _left_over(self.layers[-1].tape))
         backward(timeline, self.layers, self.strategy, micro_batch)
         if not self._is_last:
             # The logits of the last stage stay: it returns before this (821-823).
@@ -244,15 +245,6 @@ def _put(timeline: Timeline, slot: Slot, size: int) -> None:
     """Clone what was received into the slot (1171)."""
     slot.inputs = size
     timeline.add(Term.PIPELINE_BUFFERS, size)
-
-
-def _left_over(tape: LayerTape) -> int:
-    """What a layer's two passes leave behind: the gradient of its output, if told to keep it.
-
-    A tape frees that gradient when it is used up. Here it lies in the receive buffer, which stays;
-    a tape that does not know so is given a gradient of its own, which is safe but too much.
-    """
-    return sum(size for segment in (*tape.forward, *tape.backward) for _, size in segment.net)
 
 
 def _keeping_tokens(tape: LayerTape, token_bytes: int) -> LayerTape:
@@ -290,7 +282,8 @@ def pipeline_walk(
 
     Args:
         stage: one of at least two.
-        tapes: of its layers; the head's holds its logits.
+        tapes: of its layers; the head's holds its logits, any other last one is told that the
+            gradient of its output is kept.
         strategy: what DeepSpeed does to parameters and gradients.
         setup: the same that the strategy was built from.
         boundary_bytes: hidden states of a micro-batch, as one stage sends them to the next.

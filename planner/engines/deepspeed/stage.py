@@ -64,6 +64,7 @@ def run_stage(run: Run, stage: Stage) -> StageRun:
         layout=run.layout,
         deepspeed=run.deepspeed,
         backend=run.backend,
+        gradient_kept=stage.index < stage.num_stages - 1,
         modules=run.layout.zero_stage == PARTITIONS_WEIGHTS,
     )
     tapes = arranged(tapes, stage, checkpoints(run, stage))
