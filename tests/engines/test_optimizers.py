@@ -15,6 +15,8 @@ from planner.spec.training import Training
         pytest.param("adamw_8bit", 4095, 8 * 4095, id="8bit-small-tensors-stay-fp32"),
         pytest.param("adamw_8bit", 4096, 2 * (4096 + 4 * 16), id="8bit-16-blocks"),
         pytest.param("adamw_8bit", 4097, 2 * (4097 + 4 * 17), id="8bit-a-block-begun"),
+        # Allocated by AdamW8bit of bitsandbytes 0.50.2 on the CPU: bytes, then scales.
+        pytest.param("adamw_8bit", 100_003, 2 * 100_003 + 2 * 1564, id="8bit-measured"),
     ],
 )
 def test_state(optimizer, numel, expected):
