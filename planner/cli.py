@@ -188,6 +188,36 @@ def compare(
 
 
 @app.command()
+def rehearse(
+    file: File,
+    ranks: Annotated[
+        str, typer.Option(help="worst, ends (of the pipeline), all that differ, or 0,17.")
+    ] = "worst",
+    steps: Annotated[int, typer.Option(min=2, help="Optimizer steps.")] = 2,
+    as_json: AsJson = False,
+) -> None:
+    """The real engine as some ranks of the layout, without memory; exit code 1 if it differs."""
+    from tempfile import mkdtemp
+
+    from planner.rehearse.run import document, rehearse
+    from planner.report.rehearsal import render
+    from planner.spec.load import load
+
+    spec = load(file)
+    logs = Path(mkdtemp(prefix="planner-rehearsal-"))
+    with _progress() as progress:
+        made = rehearse(spec, ranks, steps=steps, logs=logs, progress=progress)
+    if as_json:
+        _print_json(document(made))
+    else:
+        _print(render, made)
+    if made.failed:
+        raise typer.Exit(BAD_INPUT)
+    if not made.agrees:
+        raise typer.Exit(DOES_NOT_FIT)
+
+
+@app.command()
 def models(as_json: AsJson = False) -> None:
     """The models that the catalogue knows by name."""
     from planner.report.models import document, render

@@ -5,14 +5,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 from planner.errors import LayoutError
 from planner.plan import Plan, make_plan
 from planner.rehearse.worker import rehearse_rank
+from planner.spec.dump import dump
 from planner.spec.load import Spec
 from planner.validate.compare import Point, points
 from planner.validate.job import Job, Progress, RankResult
 from planner.validate.launch.local import LocalLauncher
+from planner.validate.validate import TOLERANCE, failure_document, point_document
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +31,28 @@ class Rehearsal:
     def host_peak_bytes(self) -> int:
         """Most that one rank's process held of this machine's memory."""
         return max(int(result.machine.get("peak_resident_bytes", 0)) for result in self.results)
+
+    @property
+    def failed(self) -> bool:
+        """A rank did not come to its end."""
+        return any(result.outcome != "done" for result in self.results)
+
+    @property
+    def agrees(self) -> bool:
+        """Every point is within the tolerance."""
+        return all(abs(point.relative_error) <= TOLERANCE for point in self.points)
+
+
+def document(rehearsal: Rehearsal) -> dict[str, Any]:
+    """The rehearsal as ``planner.rehearsal/1``; sizes in bytes."""
+    return {
+        "schema": "planner.rehearsal/1",
+        "file": str(rehearsal.plan.spec.path),
+        "points": [point_document(point) for point in rehearsal.points],
+        "failures": [failure_document(result) for result in rehearsal.results if result.failure],
+        "seconds": rehearsal.seconds,
+        "host_peak_bytes": rehearsal.host_peak_bytes,
+    }
 
 
 def choose_ranks(plan: Plan, which: str) -> tuple[int, ...]:
@@ -61,8 +86,8 @@ def rehearse(spec: Spec, which: str, *, steps: int, logs: Path, progress: Progre
     start = monotonic()
     plan = make_plan(spec, every_rank=True)
     job = Job(
-        spec=spec.path.read_text(encoding="utf-8"),
-        folder=str(spec.folder),
+        spec=dump(spec),
+        folder=str(spec.folder.resolve()),
         num_ranks=spec.fixed_layout.num_devices,
         steps=steps,
         accelerator="standin",

@@ -30,11 +30,14 @@ def rehearse_rank(job: Job, place: Place, tell: Tell) -> RankResult:
 def _as_if_real() -> Iterator[None]:
     """Where torch treats fake tensors, or a group that pretends, unlike what they stand for."""
     import torch
+    import transformers.utils.import_utils as probes
     from deepspeed import comm
 
     with ExitStack() as stack:
         stack.enter_context(_replaced(torch.nn.Module, "_apply", _apply))
         stack.enter_context(_replaced(torch.Tensor, "record_stream", lambda *_: None))
+        # transformers would take a fake tensor for a compilation, and write out every mask.
+        stack.enter_context(_replaced(probes, "is_fake_tensor", lambda _: False))
         for owner in (torch.distributed, comm):
             stack.enter_context(_replaced(owner, "all_gather_object", _same_everywhere))
             stack.enter_context(_replaced(owner, "broadcast_object_list", lambda *_, **__: None))

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from planner.units import MIB
 from planner.validate.compare import Point, summarise, wrong_terms
+from planner.validate.job import RankResult
 from planner.validate.validate import TOLERANCE, Validation
 
 SHOWN_POINTS = 20
@@ -20,10 +21,10 @@ def render(validation: Validation, *, width: int) -> RenderableType:
     return Group(
         Text("MiB allocated at the highest point of every phase"),
         Text(),
-        _table(peaks, width),
+        points_table(peaks, width),
         Text(),
-        *_summary(validation.points),
-        *_failures(validation),
+        *summary_lines(validation.points),
+        *failure_lines(validation.results),
         _verdict(validation),
         Text(f"recorded in {validation.run}", style="dim", overflow="fold"),
     )
@@ -37,16 +38,17 @@ def render_comparison(validations: Sequence[Validation], *, width: int) -> Rende
         parts += [
             Text(str(validation.run), style="bold", overflow="fold"),
             Text(f"MiB; the {min(SHOWN_POINTS, len(worst))} worst of {len(worst)} points"),
-            _table(worst[:SHOWN_POINTS], width),
-            *_summary(validation.points),
-            *_failures(validation),
+            points_table(worst[:SHOWN_POINTS], width),
+            *summary_lines(validation.points),
+            *failure_lines(validation.results),
             _verdict(validation),
             Text(),
         ]
     return Group(*parts)
 
 
-def _table(points: Sequence[Point], width: int) -> Table:
+def points_table(points: Sequence[Point], width: int) -> Table:
+    """One line a point."""
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for name in ("rank", "phase", "quantity"):
         table.add_column(name, overflow="fold")
@@ -71,7 +73,8 @@ def _term(point: Point) -> str:
     return f"{error.term} {error.error_bytes:+,} B" if error and error.error_bytes else ""
 
 
-def _summary(points: Sequence[Point]) -> list[Text]:
+def summary_lines(points: Sequence[Point]) -> list[Text]:
+    """How far off the points are, and which terms."""
     summary = summarise(points)
     if summary.worst is None:
         return [Text("nothing was measured", style="red")]
@@ -92,11 +95,13 @@ def _summary(points: Sequence[Point]) -> list[Text]:
     return lines
 
 
-def _failures(validation: Validation) -> list[Text]:
+def failure_lines(results: Sequence[RankResult]) -> list[Text]:
+    """One line a rank that did not come to its end."""
     lines = []
-    for result in validation.failures:
+    for result in results:
         failure = result.failure
-        assert failure is not None
+        if failure is None:
+            continue
         where = "" if failure.phase is None else f" in {failure.phase} of step {failure.step}"
         text = f"rank {result.rank}: {failure.kind}{where}: {failure.message}"
         lines.append(Text(f"{text}; log: {failure.log}", style="red", overflow="fold"))

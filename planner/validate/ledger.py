@@ -5,6 +5,7 @@ storage is booked at first sight, re-booked when it is resized, and struck off w
 Buffers that a communication backend allocates for itself (gloo's) are not seen.
 """
 
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -13,10 +14,19 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from planner.memory.terms import Term
 from planner.validate.books import Books, Entry, storage_key
 
 Namer = Callable[[Any], tuple[str, str]]
 """Label and site of a tensor whose storage appears for the first time."""
+
+PRODUCTS = {
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten.bmm.default,
+    torch.ops.aten.baddbmm.default,
+}
+"""Operations that cuBLAS does."""
 
 
 class CapacityExceededError(torch.OutOfMemoryError):
@@ -33,13 +43,22 @@ class CapacityExceededError(torch.OutOfMemoryError):
 class Ledger(TorchDispatchMode):
     """Books every storage of one kind of device that operations inside the ``with`` touch."""
 
-    def __init__(self, *, device: str = "cpu", capacity_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        device: str = "cpu",
+        capacity_bytes: int | None = None,
+        workspace_bytes: int = 0,
+    ) -> None:
         super().__init__()
         self.books = Books()
         self.device = device
         """Type of the devices whose storages are booked."""
         self.capacity_bytes = capacity_bytes
         """An operation that goes beyond it raises, after the fact, as its result is dropped."""
+        self.workspace_bytes = workspace_bytes
+        """What a library takes for each thread that multiplies matrices, and keeps."""
+        self._threads: set[int] = set()
         self.namer: Namer | None = None
         """Who says what a new storage is."""
 
@@ -52,6 +71,8 @@ class Ledger(TorchDispatchMode):
     ) -> Any:
         """Run the operation and book what it returns."""
         del types
+        if self.workspace_bytes and func in PRODUCTS:
+            self._take_workspace(threading.get_ident())
         result = func(*args, **(kwargs or {}))
         before = self.books.now_bytes
         for leaf in tree_iter(result):
@@ -60,6 +81,17 @@ class Ledger(TorchDispatchMode):
         if self.capacity_bytes is not None:
             self._check(before)
         return result
+
+    def _take_workspace(self, thread: int) -> None:
+        """A handle of cuBLAS takes it from PyTorch's allocator at its first product.
+
+        Source: getCUDABlasLtWorkspace and its like, aten/src/ATen/cuda/CublasHandlePool.cpp.
+        """
+        if thread not in self._threads:
+            self._threads.add(thread)
+            entry = self.books.open(-len(self._threads))
+            entry.label = Term.WORKSPACES.label
+            self.books.resize(entry, self.workspace_bytes)
 
     def _book(self, tensor: Any) -> None:
         storage = tensor.untyped_storage()

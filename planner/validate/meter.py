@@ -47,6 +47,7 @@ class LedgerMeter:
         tell: Tell,
         *,
         total_bytes: int,
+        workspace_bytes: int,
         enforced: bool,
         vocabulary: tuple[int, ...],
         offloaded: bool,
@@ -58,6 +59,7 @@ class LedgerMeter:
         self._ledger = Ledger(
             device=get_accelerator().device_name(),
             capacity_bytes=total_bytes if enforced else None,
+            workspace_bytes=workspace_bytes,
         )
         self._books = self._ledger.books
         self._labels = Labels(self._books, vocabulary=vocabulary, offloaded=offloaded)

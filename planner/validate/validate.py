@@ -129,8 +129,8 @@ def document(validation: Validation) -> dict[str, Any]:
         "schema": "planner.validation/1",
         "file": str(validation.plan.spec.path),
         "run": str(validation.run),
-        "points": [_point(point) for point in validation.points],
-        "failures": [_failure(result) for result in validation.failures],
+        "points": [point_document(point) for point in validation.points],
+        "failures": [failure_document(result) for result in validation.failures],
         "verdict": {
             "agrees": validation.agrees,
             "tolerance": TOLERANCE,
@@ -141,7 +141,8 @@ def document(validation: Validation) -> dict[str, Any]:
     }
 
 
-def _point(point: Point) -> dict[str, Any]:
+def point_document(point: Point) -> dict[str, Any]:
+    """One number of the plan and its measurement."""
     return {
         "rank": point.rank,
         "phase": point.phase,
@@ -151,7 +152,8 @@ def _point(point: Point) -> dict[str, Any]:
     }
 
 
-def _failure(result: RankResult) -> dict[str, Any]:
+def failure_document(result: RankResult) -> dict[str, Any]:
+    """Why a rank did not come to its end."""
     assert result.failure is not None
     return {"rank": result.rank} | as_document(result.failure)
 

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from planner.errors import LaunchError
+from planner.spec.devices import handle_workspace_bytes
 from planner.spec.load import Spec, load
 from planner.validate.job import Failure, Job, Place, RankResult, Reading, Tell
 from planner.validate.launch.environment import environment
@@ -194,6 +195,7 @@ def _meter(job: Job, spec: Spec, tell: Tell) -> Any:
     return LedgerMeter(
         tell,
         total_bytes=spec.cluster.device.memory_bytes,
+        workspace_bytes=handle_workspace_bytes(spec.cluster.device),
         enforced=job.enforce_capacity,
         vocabulary=(vocabulary, -(-vocabulary // spec.fixed_layout.tp)),
         offloaded=spec.deepspeed.zero_optimization.offload_optimizer.device != "none",
