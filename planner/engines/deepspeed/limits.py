@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from planner.engines.deepspeed.refusal import Case, Refusal, Rule
 from planner.layout.experts import expert_holder
+from planner.model.description import Model
 
 
 def limits(case: Case) -> tuple[Refusal, ...]:
@@ -90,12 +91,42 @@ def _muon(case: Case) -> Iterator[Refusal]:
         yield _unknown("training.optimizer", "what Muon keeps and computes with", "use adamw")
 
 
+def _reference(case: Case) -> Iterator[Refusal]:
+    """What the planner's own layers do not compute."""
+    if case.training.implementation != "reference":
+        return
+    use = "use implementation: hf"
+    if case.layout.sp > 1:
+        yield _unknown("layout.sp", "Ulysses around the reference layers", use)
+    for key in ("loss", "attention"):
+        if getattr(case.training, key) in {"fused", "chunked", "flash"}:
+            value = getattr(case.training, key)
+            yield _unknown(f"training.{key}", f"{value} in the reference layers", use)
+    parts = sorted(_beyond_reference(case.model))
+    if parts:
+        yield _unknown("model", f"{', '.join(parts)} in the reference layers", use)
+
+
+def _beyond_reference(model: Model) -> set[str]:
+    found = set()
+    for layer in (placed.layer for placed in model.placed()):
+        names = ("token_types", "head_transform", "logit_softcap", "embedding_size")
+        found |= {name for name in names if getattr(layer, name)}
+        if layer.norm is not None and not layer.norm.affine:
+            found.add("norms without weights")
+        if layer.attention is not None:
+            names = ("alibi", "sinks", "softcap")
+            found |= {name for name in names if getattr(layer.attention, name)}
+    return found
+
+
 _RULES: tuple[Rule, ...] = (
     _inventory,
     _vision,
     _recompute,
     _experts,
     _sequence,
+    _reference,
     _sequence_parallel,
     _muon,
 )

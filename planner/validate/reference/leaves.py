@@ -52,6 +52,7 @@ class Linear(Leaf):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out); the bias of a summed one is added once, after the sum."""
+        assert self.weight is not None
         weight = self.weight.t() if self.turned else self.weight
         if self.tensor is None:
             return functional.linear(x, weight, self.bias)

@@ -135,7 +135,8 @@ def _zero_init(written: dict[str, Any], stage: int) -> AbstractContextManager[An
     """ZeRO-3 partitions each parameter as it is made."""
     if stage < PARTITIONS_WEIGHTS:
         return nullcontext()
-    return deepspeed.zero.Init(config_dict_or_path=written)
+    made: AbstractContextManager[Any] = deepspeed.zero.Init(config_dict_or_path=written)
+    return made
 
 
 def _batch(vocabulary: int, shape: tuple[int, int], device: Any) -> dict[str, torch.Tensor]:
