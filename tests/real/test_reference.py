@@ -1,8 +1,7 @@
 """Whole plans of the reference transformer against DeepSpeed: pipelines, tensor cuts, recompute.
 
 Each rank runs alone, with collectives that return at once, in one process for all cases. What the
-ledger sees beyond the plan are scalars of losses, norms, scales and steps, and in a pipeline's
-init phase the layers that ``partition_method`` builds only to count them.
+ledger sees beyond the plan are scalars of losses, norms, scales and steps.
 """
 
 from pathlib import Path

@@ -18,12 +18,19 @@ RECORDING_FAMILIES = ("mixtral", "qwen3_moe")
 
 _WEIGHTS = 3
 
+LAYERS = {
+    "hf": "transformers' own layers",
+    "megatron": "Megatron-like layers",
+    "reference": "the planner's reference layers",
+}
+
 
 def layout_assumptions(
     model: Model, training: Training, layout: Layout, deepspeed: DeepSpeed
 ) -> tuple[str, ...]:
     """All that apply to this combination."""
     return (
+        *_reference(model, training),
         *_pipeline(model, training, layout, deepspeed),
         *_tensor(model, training, layout),
         *_experts(model, training, layout, deepspeed),
@@ -32,12 +39,21 @@ def layout_assumptions(
     )
 
 
+def _reference(model: Model, training: Training) -> Iterator[str]:
+    drops = any(
+        layer.hidden_dropout or (layer.attention is not None and layer.attention.dropout)
+        for layer in (placed.layer for placed in model.placed())
+    )
+    if training.implementation == "reference" and training.dropout and drops:
+        yield "dropout: the reference layers apply none, whatever the model's configuration says"
+
+
 def _pipeline(
     model: Model, training: Training, layout: Layout, deepspeed: DeepSpeed
 ) -> Iterator[str]:
     if layout.pp == 1:
         return
-    code = "transformers' own layers" if training.implementation == "hf" else "Megatron-like layers"
+    code = LAYERS[training.implementation]
     yield (
         f"pipeline: a PipelineModule of {code}, one entry each for the stem, every block and the "
         f"layers of the tail, divided by partition_method {deepspeed.pipeline.partition_method!r}"

@@ -13,7 +13,12 @@ from planner.memory.terms import Term
 from planner.spec.devices import handle_workspace_bytes
 from planner.units import MIB
 
-MODELING = "the family's modeling file in transformers 5.23, run by torch's autograd rules"
+MODELING = {
+    "hf": "the family's modeling file in transformers 5.23, run by torch's autograd rules",
+    "megatron": "Megatron-LM core_v0.14, core/transformer, run by torch's autograd rules",
+    "reference": "planner/validate/reference, run by torch's autograd rules",
+}
+LOSSES = {"reference": "planner/validate/reference/layers.py, LossOf"}
 
 
 def pass_notes(run: Run, stage: Stage) -> Iterator[Note]:
@@ -28,12 +33,14 @@ def pass_notes(run: Run, stage: Stage) -> Iterator[Note]:
         f"{tokens:,} tokens * {rows:,} of the vocabulary: {size} B each as the head makes them and "
         "as the loop may still hold the ones before, 4 B each for the fp32 copy, the log-softmax "
         "and its gradient",
-        "transformers 5.23, loss/loss_utils.py, ForCausalLMLoss",
+        LOSSES.get(
+            training.implementation, "transformers 5.23, loss/loss_utils.py, ForCausalLMLoss"
+        ),
     )
     yield Note(
         Term.TRANSIENT,
         "results and gradients of single operations inside one layer, at their highest",
-        MODELING,
+        MODELING[training.implementation],
     )
     yield Note(
         Term.PIPELINE_BUFFERS,
@@ -52,6 +59,7 @@ def pass_notes(run: Run, stage: Stage) -> Iterator[Note]:
 def _saved(run: Run, stage: Stage) -> Iterator[Note]:
     """What blocks keep, by part; with recomputation that is mostly the block's input."""
     counts = Counter(id(layer.placed.layer) for layer in stage.layers)
+    source = MODELING[run.training.implementation]
     seen = {id(layer.placed.layer): layer.placed.layer for layer in stage.layers}
     for key, layer in seen.items():
         if layer.kind != "block":
@@ -66,4 +74,4 @@ def _saved(run: Run, stage: Stage) -> Iterator[Note]:
         )
         shown = sorted(parts.items(), key=lambda part: -part[1])
         told = ", ".join(f"{part or 'input'} {kept:,} B" for part, kept in shown if kept)
-        yield Note(Term.ACTIVATIONS, f"{counts[key]} blocks, of each kept: {told}", MODELING)
+        yield Note(Term.ACTIVATIONS, f"{counts[key]} blocks, of each kept: {told}", source)
