@@ -139,6 +139,10 @@ def validate(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the record; default: a new one in validations/.")
     ] = None,
+    twin: Annotated[
+        bool | None,
+        typer.Option(help="Run a small twin on CPU ranks; default: where the cluster is not here."),
+    ] = None,
     timeout: Annotated[
         float, typer.Option(min=1, help="Seconds without news after which a rank hangs.")
     ] = 600.0,
@@ -148,10 +152,15 @@ def validate(
     from planner.report.plan import document as describe
     from planner.report.validation import render
     from planner.spec.load import load
-    from planner.validate.start import start
+    from planner.validate.start import TWIN_MEMORY_BYTES, needs_twin, start
+    from planner.validate.twin import make_twin
     from planner.validate.validate import document
 
     spec = load(file)
+    if twin or (twin is None and address is None and needs_twin(spec)):
+        small = make_twin(spec, memory_bytes=TWIN_MEMORY_BYTES)
+        typer.echo("a small twin of the file runs here: " + "; ".join(small.changes), err=True)
+        spec = small.spec
     with _progress() as progress:
         made = start(
             spec,

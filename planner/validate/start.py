@@ -4,12 +4,25 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from planner.spec.load import Spec
+from planner.units import GIB
 from planner.validate.job import Progress
 from planner.validate.launch import Launcher
 from planner.validate.record import Paths
 from planner.validate.validate import Describe, Validation, free_run, validate
 
 RUNS = Path("validations")
+MAX_RANKS = 8
+"""On one machine's CPU; more make a twin of a file for CPU ranks, too."""
+TWIN_MEMORY_BYTES = 3 * GIB
+GPUS = Path("/proc/driver/nvidia/gpus")
+
+
+def needs_twin(spec: Spec) -> bool:
+    """Whether this machine has not what the file asks for."""
+    ranks = spec.fixed_layout.num_devices
+    if spec.cluster.device.architecture == "cpu":
+        return ranks > MAX_RANKS
+    return ranks > (len(list(GPUS.iterdir())) if GPUS.is_dir() else 0)
 
 
 def start(

@@ -36,6 +36,16 @@ def extensions_folder(environ: Mapping[str, str], home: Path) -> str:
     return str(home / ".cache" / "planner" / "torch_extensions" / releases)
 
 
+def clear_shared_memory(address: str, port: int, folder: Path = Path("/dev/shm")) -> None:  # noqa: S108 - DeepSpeed's own place
+    """Remove what ranks that were killed left there: DeepSpeed's buffers of 64 MiB a rank.
+
+    They are named by user, rendezvous and rank (ops/csrc/cpu/comm/shm.cpp:94), and no process
+    removes those of another one.
+    """
+    for left in folder.glob(f"deepspeed_allreduce_buffer_*_{address}_{port}_*"):
+        left.unlink(missing_ok=True)
+
+
 def _release(name: str) -> str:
     try:
         return version(name)

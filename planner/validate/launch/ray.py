@@ -20,6 +20,7 @@ from typing import Any
 
 from planner.errors import LaunchError
 from planner.validate.job import Job, Place, Progress, RankResult, Reading
+from planner.validate.launch.environment import clear_shared_memory
 from planner.validate.launch.outcome import lost, root_failure, settle
 from planner.validate.launch.ray_rank import RankActor, RunRank, Where, with_log
 
@@ -29,6 +30,7 @@ STORE_BYTES = 80 * 2**20
 """Readings are small; Ray accepts no smaller object store than about 75 MiB."""
 QUIET = {
     "RAY_worker_niceness": "0",  # 15 unless told: on a busy machine ranks would starve
+    "RAY_memory_monitor_refresh_ms": "0",  # ends ranks for what other programs take
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
@@ -177,6 +179,7 @@ class _Attempt:
     actors: list[Any] = field(default_factory=list)
     """By rank, as soon as it is known where they are."""
     where: list[Where] = field(default_factory=list)
+    port: int = 0
     logs: dict[int, str] = field(default_factory=dict)
     told: dict[int, list[Reading]] = field(default_factory=dict)
     ended: dict[int, RankResult] = field(default_factory=dict)
@@ -249,6 +252,7 @@ class _Attempt:
 
         launcher = self.launcher
         port = ray.get(self.actors[0].free_port.remote(), timeout=launcher.start_seconds)
+        self.port = port
         streams = {
             actor.run.options(num_returns="streaming").remote(
                 self.job,
@@ -331,6 +335,8 @@ class _Attempt:
             for each in self.where:
                 with suppress(ProcessLookupError):
                     os.kill(each.process, signal.SIGKILL)
+            if self.where:
+                clear_shared_memory(self.where[0].address, self.port)
 
 
 def _first_line(error: Exception) -> str:
