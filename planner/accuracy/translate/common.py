@@ -42,6 +42,8 @@ _DEVICES: Mapping[str, str] = {
 
 _STAND_IN = "h100-sxm-80gb"
 
+_OFFLOADED = "activation_checkpoint_offload"
+
 
 @dataclass(slots=True)
 class Reader:
@@ -140,7 +142,7 @@ class Reader:
     def loss(self) -> LossKernel:
         """How logits become a loss."""
         told = str(self.entry.training.get("cross_entropy", "eager")).lower()
-        if "fused linear" in told:
+        if "fused linear" in told or "liger" in told:
             return "fused"
         return "chunked" if "chunked" in told else "eager"
 
@@ -159,12 +161,12 @@ class Reader:
         return float(told) if isinstance(told, int | float) else 0.0
 
     def full_training(self) -> None:
-        """Refuse what trains only a part of the model, or in eight bits."""
+        """Refuse what trains only a part of the model, in eight bits, or keeps elsewhere."""
         training = self.entry.training
         method = str(training.get("method", "full"))
         if not method.lower().startswith("full"):
             raise UnsupportedError(f"method {method}: frozen parameters are not modelled")
-        for key in ("quantization", "float8", "fp8_format"):
+        for key in ("quantization", "float8", "fp8_format", "tiled_mlp", _OFFLOADED):
             if training.get(key):
                 raise UnsupportedError(f"{key} {training[key]} is not modelled")
 

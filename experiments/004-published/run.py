@@ -1,0 +1,69 @@
+"""Tables of predictions beside published measurements: ``python experiments/004-published/run.py``.
+
+Writes results.md beside itself: scores by framework, grade and quantity, scores by cluster, and the
+verdicts on runs that fitted or did not. A minute; no torch, no GPU.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from planner.accuracy.compare import Compared, compare, decide
+from planner.accuracy.entries import read_entries
+from planner.accuracy.scores import Fits, Score, count_fits, grouped
+
+HERE = Path(__file__).parent
+HEAD = "| planned | signed median % | median % | worst % | within 5 % | within 10 % | in band |"
+
+
+def main() -> None:
+    """Compare everything and write the tables."""
+    rows = compare(read_entries(HERE / "measurements.yaml"))
+    known = [row for row in rows if row.predicted is not None]
+    parts = [
+        "# Results",
+        "Written by `python experiments/004-published/run.py`.",
+        _table("framework, quantity, grade", rows, _kind),
+        _table("cluster, quantity", known, _cluster),
+        _verdicts(count_fits(decide(read_entries(HERE / "fits.yaml")))),
+    ]
+    (HERE / "results.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _verdicts(fits: Fits) -> str:
+    return (
+        f"fits: {fits.right} right, {fits.wrongly_fits} said to fit that did not, "
+        f"{fits.wrongly_refused} said not to fit that did, {fits.undecided} undecided of "
+        f"{fits.num_entries}, {fits.num_entries - fits.num_supported} of them not supported"
+    )
+
+
+def _kind(row: Compared) -> str:
+    toy = ", toy" if row.entry.toy else ""
+    return f"{row.entry.framework}, {row.measured.quantity}, {row.entry.completeness}{toy}"
+
+
+def _cluster(row: Compared) -> str:
+    return f"{row.entry.cluster}, {row.measured.quantity}"
+
+
+def _table(name: str, rows: Sequence[Compared], key: Callable[[Compared], str]) -> str:
+    lines = [f"| {name} {HEAD}", "|---" + "|--:" * 7 + "|"]
+    return "\n".join(lines + [_line(score) for score in grouped(rows, key)])
+
+
+def _line(score: Score) -> str:
+    shown = [
+        _percent(score.signed_median, "+.2f"),
+        _percent(score.median_error, ".2f"),
+        _percent(score.worst_error, ".1f"),
+        *(_percent(share, ".0f") for share in (score.within_5, score.within_10, score.inside)),
+    ]
+    return f"| {score.name} | {score.num_supported}/{score.num_entries} | {' | '.join(shown)} |"
+
+
+def _percent(value: float | None, form: str) -> str:
+    return "" if value is None else format(100 * value, form)
+
+
+if __name__ == "__main__":
+    main()
