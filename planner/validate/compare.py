@@ -60,11 +60,11 @@ class Point:
         if not self.measured_terms:
             return None
         names = sorted({*self.predicted_terms, *self.measured_terms})
-        errors = [
-            TermError(name, self.predicted_terms.get(name, 0), self.measured_terms.get(name, 0))
-            for name in names
-        ]
-        return max(errors, key=lambda error: abs(error.error_bytes))
+        return max(map(self.term_error, names), key=lambda error: abs(error.error_bytes))
+
+    def term_error(self, term: str) -> TermError:
+        """How far one term is off; a term that neither side knows is zero on both."""
+        return TermError(term, self.predicted_terms.get(term, 0), self.measured_terms.get(term, 0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
