@@ -1,5 +1,6 @@
 """Runs a layer's program forward and backward on a new machine."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,15 +13,16 @@ from planner.activations.eager import (
     empty,
     run_backward,
 )
-from planner.activations.eager.autograd import PARAMETER_FIRST, Edge, Gradient, accumulate
+from planner.activations.eager.autograd import PARAMETER_FIRST, Edge
 from planner.activations.eager.machine import Cut
-from planner.activations.programs import hf_blocks, hf_ends, hf_moe, megatron
+from planner.activations.programs import hf_blocks, hf_ends, hf_moe, megatron, reference
 from planner.activations.programs.case import Case
 from planner.activations.programs.keeping import checkpoints_by_function, keeping
 from planner.activations.programs.modules import normalise, turn
 from planner.activations.programs.reentrant import reentrant
 from planner.activations.programs.shared import Shared, find_shared, leave_blocks
 from planner.activations.tape import Mark
+from planner.layout.experts import LEAF, ExpertCut, expert_holder, expert_pieces, gathered_whole
 from planner.layout.tensor import cut_style
 from planner.memory.terms import Term
 from planner.model.description import Moe
@@ -56,8 +58,13 @@ def run_layer(
 ) -> Pass:
     """Run the layer; ``shapes`` are those of its parameters on this rank."""
     machine = Machine(backend=backend, in_place=in_place, modules=modules)
+    machine.leaf = LEAF if gathered_whole(case.family, case.layer, holder=_holder(case)) else None
+    native = expert_holder(case.layout, case.deepspeed) == "moe"
     for index, parameter in enumerate(case.layer.parameters):
-        machine.parameter(parameter.name, index, shapes[index], case.dtype)
+        if not (native and parameter.routed):
+            machine.parameter(parameter.name, index, shapes[index], case.dtype)
+    if native:
+        _place_experts(machine, case)
     if case.layout.tp > 1 and cut_style(case.layout, case.training) == "autotp":
         machine.cuts = _cuts(case, shapes)
     match case.layer.kind:
@@ -67,6 +74,16 @@ def run_layer(
             return _run_head(machine, case, shapes[len(case.layer.parameters) :])
         case _:
             return _run_inner(machine, case)
+
+
+def _place_experts(machine: Machine, case: Case) -> None:
+    """DeepSpeed's MoE layer: each expert's matrices, which count after the layer's own."""
+    own = case.layer.parameters
+    routed = [index for index, parameter in enumerate(own) if parameter.routed]
+    pieces = expert_pieces(own, routed, ExpertCut("moe", case.layout.ep, 1)) if routed else []
+    for index, (source, piece) in enumerate(pieces, len(own)):
+        columns = own[source].shape[-1]
+        machine.parameter(piece.name, index, (piece.numel // columns, columns), case.dtype)
 
 
 def _cuts(case: Case, shapes: tuple[tuple[int, ...], ...]) -> dict[str, Cut]:
@@ -83,6 +100,10 @@ def _cuts(case: Case, shapes: tuple[tuple[int, ...], ...]) -> dict[str, Cut]:
     return cuts
 
 
+def _holder(case: Case) -> str:
+    return expert_holder(case.layout, case.deepspeed)
+
+
 MATRIX = 2
 """Dims of a linear's weight."""
 
@@ -92,7 +113,9 @@ def _run_inner(machine: Machine, case: Case) -> Pass:
     collected: list[Tensor] = []
     hidden = _input(machine, case, collected)
     entry = hidden.storage.index
-    if case.layer.kind == "norm":
+    if case.layer.kind == "norm" and case.own_layers:
+        output = reference.last_norm(machine, case, hidden)
+    elif case.layer.kind == "norm":
         output = normalise(machine, case.norm, hidden, _own_name(case))
         leave_blocks(machine, case)
     else:
@@ -103,6 +126,8 @@ def _run_inner(machine: Machine, case: Case) -> Pass:
         # Nobody saves the stem's output: the last norm's tape frees it, where the model does.
         machine.disown(hidden)
     del hidden
+    if case.layer.kind == "norm" and not case.own_layers:
+        output = machine.close_model(output)
     handed = _hand_on(machine, output)
     del output
     return _finish(machine, case, handed, entry=entry)
@@ -117,8 +142,18 @@ def _run_block(machine: Machine, case: Case, hidden: Tensor, shared: Shared) -> 
     def run(x: Tensor) -> Tensor:
         if case.training.implementation == "megatron":
             return megatron.block(machine, case, x, mixture=_mixture)
+        if case.own_layers:
+            return reference.block(machine, case, x, mixture=_mixture)
         return hf_blocks.block(machine, case, x, shared)
 
+    if case.own_layers:
+        return _checkpointed(machine, case, run, hidden)
+    return machine.module("", lambda x: _checkpointed(machine, case, run, x), hidden)
+
+
+def _checkpointed(
+    machine: Machine, case: Case, run: Callable[[Tensor], Tensor], hidden: Tensor
+) -> Tensor:
     if not case.recomputed:
         return run(hidden)
     if checkpoints_by_function(case.training, case.layout):
@@ -127,7 +162,7 @@ def _run_block(machine: Machine, case: Case, hidden: Tensor, shared: Shared) -> 
     return checkpoint(run, hidden)
 
 
-def _mixture(m: Machine, case: Case, hidden: Tensor, sequence_parallel: bool) -> Tensor:  # noqa: FBT001 - megatron.Branch
+def _mixture(m: Machine, case: Case, hidden: Tensor, sequence_parallel: bool = False) -> Tensor:  # noqa: FBT001, FBT002 - megatron.Branch
     """Experts as DeepSpeed or transformers run them: Megatron's own dispatcher is not described."""
     del sequence_parallel
     assert isinstance(case.mlp, Moe)
@@ -136,8 +171,12 @@ def _mixture(m: Machine, case: Case, hidden: Tensor, sequence_parallel: bool) ->
 
 def _run_stem(machine: Machine, case: Case) -> Pass:
     """Token ids in, hidden states out."""
-    waiting = _expect_tied_gradient(machine, case) if case.tied_head else []
-    output, shared = hf_ends.stem(machine, case)
+    machine.open_model()
+    if case.own_layers:
+        output, shared = reference.stem(machine, case), Shared()
+    else:
+        machine.open_model()  # LlamaForCausalLM has a LlamaModel inside
+        output, shared = hf_ends.stem(machine, case)
     if case.boundary or not case.recomputed:
         for tensor in shared.passing:
             # Checkpoints keep their arguments, so that what would pass is saved.
@@ -148,7 +187,7 @@ def _run_stem(machine: Machine, case: Case) -> Pass:
     handed = _hand_on(machine, output)
     del output
     # Without a boundary what the blocks share lives until the stem's backward pass begins.
-    return _finish(machine, case, handed, ending=shared, waiting=waiting)
+    return _finish(machine, case, handed, ending=shared)
 
 
 class _Handed(NamedTuple):
@@ -172,7 +211,6 @@ def _finish(
     *,
     entry: int = 0,
     ending: Shared | None = None,
-    waiting: list[Gradient] | None = None,
 ) -> Pass:
     """Take stock between the passes, then run backward."""
     machine.settle()
@@ -181,14 +219,9 @@ def _finish(
     if ending is not None:
         ending.saved.clear()
         ending.passing.clear()
-    if waiting:
-        waiting[0] = _tied_gradient(machine, case)
-    if case.gradient_kept:
-        gradient = machine.external(handed.shape, case.dtype)
-        machine.disown(gradient)
-        run_backward(handed.edge, gradient.again())
-    else:
-        run_backward(handed.edge, machine.external(handed.shape, case.dtype))
+    tied = case.tied_head and case.layer.kind == "stem"
+    waiting = [_tied_gradient(machine, case)] if tied else []
+    _run_from_output(machine, case, handed, waiting)
     return Pass(
         machine=machine,
         forward=tuple(machine.events[:split]),
@@ -199,6 +232,18 @@ def _finish(
     )
 
 
+def _run_from_output(
+    machine: Machine, case: Case, handed: _Handed, waiting: list[tuple[Sink, Tensor]]
+) -> None:
+    """The backward pass, from the output's gradient on."""
+    if not case.gradient_kept:
+        run_backward(handed.edge, machine.external(handed.shape, case.dtype), waiting)
+        return
+    gradient = machine.external(handed.shape, case.dtype)
+    machine.disown(gradient)
+    run_backward(handed.edge, gradient.again(), waiting)
+
+
 def _run_head(machine: Machine, case: Case, extra: tuple[tuple[int, ...], ...]) -> Pass:
     """Hidden states in, a loss out; backward begins with the loss's own gradient."""
     if extra:
@@ -206,7 +251,9 @@ def _run_head(machine: Machine, case: Case, extra: tuple[tuple[int, ...], ...]) 
     collected: list[Tensor] = []
     hidden = _input(machine, case, collected)
     entry = hidden.storage.index
-    logits, loss = hf_ends.head_and_loss(machine, case, hidden)
+    run = reference.head_and_loss if case.own_layers else hf_ends.head_and_loss
+    logits, loss = run(machine, case, hidden)
+    loss = machine.close_model(loss)
     held = [loss]
     if logits is not None and case.training.keep_logits:
         held.append(logits)
@@ -256,33 +303,17 @@ def _tied_weight(machine: Machine, case: Case, shape: tuple[int, ...]) -> None:
     def wait(gradient: Tensor) -> None:
         waiting.append(machine.book(gradient, Term.GRADIENTS))
 
+    machine.indices[name] = len(case.layer.parameters)
     weight = machine.uncounted(shape, case.dtype)
     weight.edge = (Sink(wait, seq=PARAMETER_FIRST), 0)
     machine.parameters[name] = weight
 
 
-def _expect_tied_gradient(machine: Machine, case: Case) -> list[Gradient]:
-    """Make the embedding's gradient add up with the head's, which goes into the returned list."""
+def _tied_gradient(machine: Machine, case: Case) -> tuple[Sink, Tensor]:
+    """What the head left in autograd: a view of a product, so nothing is added to it in place."""
     weight = machine.parameters[f"{case.module('embedding')}.weight"]
     assert weight.edge is not None
     sink = weight.edge[0]
     assert isinstance(sink, Sink)
-    hand_over = sink.collect
-    buffer: list[Gradient] = [None]
-
-    def collect(gradient: Tensor) -> None:
-        accumulate(buffer, 0, gradient)
-        del gradient
-        total = buffer.pop()
-        assert total is not None
-        hand_over(total)
-
-    weight.edge = (Sink(collect, seq=PARAMETER_FIRST), 0)
-    return buffer
-
-
-def _tied_gradient(machine: Machine, case: Case) -> Tensor:
-    """What the head left in autograd: a view of a product, so nothing is added to it in place."""
-    weight = machine.parameters[f"{case.module('embedding')}.weight"]
     whole = machine.book(machine.external(weight.shape, case.dtype), Term.GRADIENTS)
-    return turn(turn(whole))
+    return sink, turn(turn(whole))

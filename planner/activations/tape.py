@@ -17,11 +17,16 @@ class Mark(NamedTuple):
     """A point at which the engine acts."""
 
     kind: Literal["enter", "leave", "gradient"]
-    """enter, leave: a module whose own parameters are ``parameters``, in forward or backward.
+    """enter, leave: a module whose own parameters are ``parameters``, in forward or backward; many
+    modules own none.
     gradient: the gradient of one parameter is complete and handed to the engine, which counts
     it from here on (the segment before does not contain it)."""
     parameters: tuple[int, ...]
-    """Indices into the layer's parameters."""
+    """Indices into the layer's parameters; one more than there are: the weight of a tied head."""
+    inside: tuple[int, ...] | None = ()
+    """enter: parameters of the module and of all modules inside; None: of the whole model."""
+    backward: bool = False
+    """enter, leave: of the module's backward pass. A recomputed forward pass is a forward pass."""
 
 
 class Segment(NamedTuple):

@@ -97,9 +97,13 @@ def _stage(
 
 def _token_embedding(stem: LocalLayer) -> LocalParameter:
     """The weight that a tied head shares: the stem's embedding that is cut by vocabulary."""
-    own = stem.placed.layer.parameters
-    place = next(i for i, p in enumerate(own) if p.component == "embedding" and p.tp_dim == 0)
-    return stem.parameters[stem.places[place][0]]
+    return stem.parameters[embedding_place(stem)]
+
+
+def embedding_place(stem: LocalLayer) -> int:
+    """Where the stem holds that weight; 0 in a layer that has none."""
+    own = zip(stem.placed.layer.parameters, stem.places, strict=False)
+    return next((at[0] for p, at in own if p.component == "embedding" and p.tp_dim == 0), 0)
 
 
 def _with_copy(head: LocalLayer, weight: LocalParameter) -> LocalLayer:

@@ -3,8 +3,9 @@
 transformers 5 fuses all experts into ``gate_up_proj`` and ``down_proj``. With ``ep`` of 1 they
 stay so and are parameters like any other. AutoEP puts a layer of its own in the block's place: the
 router, then ``w1`` (gate), ``w2`` (down) and ``w3`` (up) of the rank's experts, then what is shared
-(module_inject/auto_ep_layer.py:507, moe/ep_experts.py:372). DeepSpeed's MoE layer holds its router
-and one module for each of the rank's experts (moe/experts.py:14, sharded_moe.py:625).
+(module_inject/auto_ep_layer.py:507, moe/ep_experts.py:372). DeepSpeed's MoE layer holds its gate
+and one module for each of the rank's experts (sharded_moe.py:607, moe/experts.py:19), which stay
+marked as experts at ``ep`` of 1, too. It is the module ``moe`` in the place of the block's own.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import Literal, NamedTuple
 
 from planner.errors import LayoutError
 from planner.layout.stage import LocalParameter
-from planner.model.description import Parameter
+from planner.model.description import Layer, Moe, Parameter
 from planner.spec.deepspeed import DeepSpeed
 from planner.spec.layout import Layout
 
@@ -74,15 +75,27 @@ def expert_pieces(
 
 
 def router_name(name: str, holder: ExpertHolder) -> str:
-    """``mlp.gate.weight`` under the name that AutoEP gives it, ``mlp.router.gate.weight``."""
-    if holder != "autoep":
-        return name
-    gate, _, leaf = name.rpartition(".")
-    return f"{gate.rpartition('.')[0]}.router.gate.{leaf}"
+    """``mlp.gate.weight`` under the name that who runs the experts gives it."""
+    folder = name.rpartition(".")[0].rpartition(".")[0]
+    match holder:
+        case "autoep":
+            return f"{folder}.router.gate.{name.rpartition('.')[2]}"
+        case "moe":
+            return f"{folder}.{_NATIVE}.gate.wg.{name.rpartition('.')[2]}"
+        case "model":
+            return name
+
+
+def native_expert(folder: str, index: int) -> str:
+    """Path of the rank's ``index``-th expert; ``folder`` is the block's module of experts."""
+    return f"{folder}.{_NATIVE}.experts.deepspeed_experts.{index}"
 
 
 _ORDER = {"autoep": ("gate", "down", "up"), "moe": ("gate", "up", "down")}
 
+
+_NATIVE = "moe.deepspeed_moe"
+"""The path of DeepSpeed's ``MOELayer`` in its ``MoE`` in the block's module of experts."""
 
 _GROUPED = {"gate": "w1", "down": "w2", "up": "w3"}
 """Names of the projections in AutoEP's ``GroupedExperts``."""
@@ -94,9 +107,9 @@ def _grouped_name(name: str) -> str:
 
 def _of_one(parameter: Parameter, expert: int, name: str, numel: int) -> LocalParameter:
     """One projection of one expert, which has a dim less than all of them together."""
-    holder, _, leaf = name.rpartition(".")
-    ndim = len(parameter.shape) - 1
-    return LocalParameter(f"{holder}.{expert}.{leaf}", numel, expert=True, ndim=ndim)
+    own = f"{native_expert(name.partition('.')[0], expert)}.{_kind(name)}_proj"
+    leaf = "bias" if name.endswith("_bias") else "weight"
+    return LocalParameter(f"{own}.{leaf}", numel, expert=True, ndim=len(parameter.shape) - 1)
 
 
 def _kind(name: str) -> str:
@@ -130,3 +143,16 @@ def _share(parameter: Parameter, cut: ExpertCut) -> int:
             f"{parameter.shape[parameter.tp_dim]}; choose a smaller tp"
         )
     return parameter.numel // cut.ep // tp
+
+
+LEAF = "mlp"
+"""The module of a block that ZeRO-3 may gather as a whole."""
+_LEAF_FAMILIES = {"mixtral", "qwen2_moe", "qwen3_moe"}
+
+
+def gathered_whole(family: str, layer: Layer, *, holder: str) -> bool:
+    """Whether DeepSpeed gathers the layer's experts, router and shared experts together.
+
+    Source: runtime/zero/leaf_module_config.py of DeepSpeed 0.19.8. AutoEP has a class of its own.
+    """
+    return family in _LEAF_FAMILIES and isinstance(layer.mlp, Moe) and holder == "model"

@@ -283,12 +283,15 @@ def setup(case: Any, world: int) -> Setup:
 def play(case: Any, strategy: ZeroThree, timeline: Timeline, marks: Any) -> None:
     """Hand the real marks to the strategy; each is a phase of its own."""
     micro_step = 0
-    for place, (mark, owned, _, _) in enumerate(marks):
+    for place, (mark, owned, _, _, inside) in enumerate(marks):
         timeline.phase(str(place))
         kind, *way = mark.split()
         own = range(owned[0], owned[-1] + 1) if owned else range(0)
-        if kind in ("enter", "leave"):
-            getattr(strategy, kind)(timeline, own, backward=way == ["backward"])
+        if kind == "enter":
+            within = range(inside[0], inside[-1] + 1)
+            strategy.enter(timeline, own, backward=way == ["backward"], inside=within)
+        elif kind == "leave":
+            strategy.leave(timeline, own, backward=way == ["backward"])
         elif kind == "gradient":
             made_together(case, strategy, timeline, marks, place)
             strategy.gradient(timeline, own.start)
@@ -329,7 +332,7 @@ def differences(
     timeline = Timeline()
     play(case, strategy, timeline, marks)
     found = []
-    for (mark, owned, end, peak), planned in zip(
+    for (mark, owned, end, peak, _), planned in zip(
         marks, timeline.fold(PartitionIndex(rank, rank)), strict=True
     ):
         if mark == "made":

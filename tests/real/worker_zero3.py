@@ -135,10 +135,10 @@ class Recorder:
         self.marks: list[list[Any]] = []
         self.places: dict[int, int] = {}
 
-    def note(self, kind: str, parameters: Any = ()) -> None:
-        """Add a mark."""
-        places = sorted({self.places[id(p)] for p in parameters})
-        self.marks.append([kind, places, self.books.now_bytes, self.books.peak_bytes])
+    def note(self, kind: str, parameters: Any = (), inside: Any = ()) -> None:
+        """Add a mark; ``inside``: parameters of the module and of all modules inside."""
+        own, whole = (sorted({self.places[id(p)] for p in some}) for some in (parameters, inside))
+        self.marks.append([kind, own, self.books.now_bytes, self.books.peak_bytes, whole])
         self.books.peak_bytes = self.books.now_bytes
 
     def watch(self, leaves: list[torch.nn.Module]) -> None:
@@ -165,7 +165,8 @@ class Recorder:
             result = function(owner, target, *args, **kwargs)
             if kind != "gradient":
                 way = "forward" if (args and args[0]) or kwargs.get("forward") else "backward"
-                self.note(f"{kind} {way}", target.parameters(recurse=z3_leaf_module(target)))
+                own = target.parameters(recurse=z3_leaf_module(target))
+                self.note(f"{kind} {way}", own, target.parameters())
             elif not z3_leaf_parameter(target):
                 self.note(kind, [target])
             return result

@@ -123,13 +123,20 @@ def finish(node: Node | None, output: Tensor) -> Tensor:
     return output
 
 
-def run_backward(root: Edge, gradient: Tensor) -> None:
-    """Run all nodes behind ``root``; nobody else may hold ``gradient``."""
+def run_backward(
+    root: Edge, gradient: Tensor, waiting: list[tuple[Sink, Tensor]] | None = None
+) -> None:
+    """Run all nodes behind ``root``; nobody else may hold ``gradient``.
+
+    ``waiting``: gradients of an earlier part of the same pass, which go into the buffers of the
+    sinks where they wait for the rest; the list is emptied.
+    """
     node = root[0]
     machine = gradient.storage.machine
     machine.recording = False
-    waiting = _dependencies(node)
-    buffers: dict[Any, list[Gradient]] = {node: [None] * node.num_outputs}
+    missing = _dependencies(node)
+    buffers = _taken(waiting)
+    buffers[node] = [None] * node.num_outputs
     buffers[node][root[1]] = gradient
     del gradient
     ready: list[tuple[int, int, Any]] = [(-node.seq, 0, node)]
@@ -142,7 +149,7 @@ def run_backward(root: Edge, gradient: Tensor) -> None:
             if edge is None:
                 continue
             target, port = edge
-            waiting[target] -= 1
+            missing[target] -= 1
             output, outputs[place] = outputs[place], None
             if output is not None:
                 buffer = buffers.get(target)
@@ -150,9 +157,18 @@ def run_backward(root: Edge, gradient: Tensor) -> None:
                     buffer = buffers[target] = [None] * target.num_outputs
                 accumulate(buffer, port, output)
             del output
-            if not waiting[target]:
+            if not missing[target]:
                 ticket += 1
                 heappush(ready, (-target.seq, ticket, target))
+
+
+def _taken(waiting: list[tuple[Sink, Tensor]] | None) -> dict[Any, list[Gradient]]:
+    """The buffers of sinks that have a gradient already, which nobody else holds any more."""
+    buffers: dict[Any, list[Gradient]] = {}
+    while waiting:
+        sink, early = waiting.pop()
+        buffers[sink] = [early]
+    return buffers
 
 
 def _call(node: Any, buffers: dict[Any, list[Gradient]]) -> list[Gradient]:

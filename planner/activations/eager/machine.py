@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 from planner.activations.eager.autograd import PARAMETER_FIRST, Node, Sink, begin, finish
 from planner.activations.eager.tensor import Shape, Storage, Tensor, contiguous_strides, empty
@@ -10,6 +10,8 @@ from planner.activations.tape import Mark
 from planner.memory.terms import Term
 
 Backend = Literal["cpu", "cuda"]
+Output = TypeVar("Output", bound=Tensor | tuple[Any, ...])
+"""Of a module: a tensor, or a tuple of which the first one is what the next module works on."""
 Cut = Literal["rows", "columns"]
 """Of a linear's weight (out, in): its outputs, or its inputs."""
 
@@ -26,7 +28,9 @@ class Machine:
         self.in_place = in_place
         """Gradients are added up in place; not so under a ledger, see `autograd.accumulate`."""
         self.modules = modules
-        """Mark where modules that own parameters are entered and left."""
+        """Mark where modules are entered and left."""
+        self.leaf: str | None = None
+        """The module that is marked as a whole, with all that is inside."""
         self.events: list[int | Mark] = []
         self.sizes: list[int] = [0]
         self.terms: list[Term | None] = [None]
@@ -108,15 +112,50 @@ class Machine:
         self.disown(gradient)
         self.events.append(Mark("gradient", (index,)))
 
-    def module(self, name: str, forward: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """Call a module: its inputs live until it returns, as in ``nn.Module.__call__``."""
-        own = self.owned(name) if self.modules else ()
-        if not own:
+    def module(self, name: str, forward: Callable[..., Output], *inputs: Tensor) -> Output:
+        """Call a module: its inputs live until it returns, as in ``nn.Module.__call__``.
+
+        ``inputs``: those that are handed over by position. DeepSpeed's hooks see no others, so that
+        a module that gets its tensors by keyword is never left in the backward pass
+        (runtime/zero/parameter_offload.py:526 of DeepSpeed 0.19.8).
+        """
+        if not self.modules:
             return forward(*inputs)
-        self.events.append(Mark("enter", own))
-        output = forward(*(_marked(tensor, Mark("leave", own)) for tensor in inputs))
+        inside = self.within(name)
+        if name != self.leaf:
+            return self._marked_module(self.owned(name), inside, forward, inputs)
+        self.modules = False
+        output = self._marked_module(inside, inside, forward, inputs)
+        self.modules = True
+        return output
+
+    def _marked_module(
+        self,
+        own: tuple[int, ...],
+        inside: tuple[int, ...],
+        forward: Callable[..., Output],
+        inputs: tuple[Tensor, ...],
+    ) -> Output:
+        self.events.append(Mark("enter", own, inside))
+        leave = Mark("leave", own, backward=True)
+        output = forward(*(_marked(tensor, leave) for tensor in inputs))
         self.events.append(Mark("leave", own))
-        return _marked(output, Mark("enter", own))
+        enter = Mark("enter", own, inside, backward=True)
+        if isinstance(output, Tensor):
+            return cast("Output", _marked(output, enter))
+        return cast("Output", (_marked(output[0], enter), *output[1:]))
+
+    def open_model(self) -> None:
+        """A module around several layers is entered; it gets no tensor that needs a gradient."""
+        if self.modules:
+            self.events.append(Mark("enter", (), None))
+
+    def close_model(self, output: Tensor) -> Tensor:
+        """It is left, with this result."""
+        if not self.modules:
+            return output
+        self.events.append(Mark("leave", ()))
+        return _marked(output, Mark("enter", (), None, backward=True))
 
     def get(self, module: str, name: str) -> Tensor | None:
         """A module's own parameter; the module ``""`` is the layer itself."""
@@ -130,6 +169,11 @@ class Machine:
             for parameter, index in self.indices.items()
             if parameter.startswith(prefix) and "." not in parameter[len(prefix) :]
         )
+
+    def within(self, name: str) -> tuple[int, ...]:
+        """Indices of the parameters of the module of this name and of all modules inside."""
+        prefix = f"{name}." if name else ""
+        return tuple(i for parameter, i in self.indices.items() if parameter.startswith(prefix))
 
     def external(self, shape: Shape, dtype: str, *, sink: Sink | None = None) -> Tensor:
         """A tensor that was there before: a layer's input, or the gradient of its output."""

@@ -30,7 +30,7 @@ def pre_norm(m: Machine, case: Case, hidden: Tensor, shared: Shared) -> Tensor:
     residual = hidden
     hidden = normalise(m, case.norm, hidden, "input_layernorm")
     attend = self_attention if case.attention.latent is None else latent_attention
-    hidden, _ = attend(m, case, hidden, shared)
+    hidden, _ = m.module("self_attn", lambda: attend(m, case, hidden, shared))
     hidden = add(residual, hidden)
     residual = hidden
     hidden = normalise(m, case.norm, hidden, "post_attention_layernorm")

@@ -49,6 +49,7 @@ def head_and_loss(m: Machine, case: Case, hidden: Tensor) -> tuple[Tensor | None
         hidden = transformed(m, case, hidden)
     if case.block.residual == "post":
         leave_blocks(m, case)
+        hidden = m.close_model(hidden)
     if case.training.loss == "fused":
         with m.part("loss"):
             return None, m.module(name, lambda x: fused_loss(m, x, weight), hidden)

@@ -106,6 +106,11 @@ def _route(m: Machine, case: Case, facts: Moe, hidden: Tensor) -> Choice:
         name = "mlp.router" if m.get("mlp.router", "weight") else "mlp.gate"
         result: list[Choice] = []
 
+    with m.part("shared_experts"):
+        return m.module("mlp.shared_experts", lambda x: _shared_mlp(m, case, facts, x), hidden)
+
+
+def _shared_mlp(m: Machine, case: Case, facts: Mlp, hidden: Tensor) -> Tensor:
         def forward(x: Tensor) -> Tensor:
             result.append(route(m, case, facts, x, name))
             return result[0][1]

@@ -4,13 +4,13 @@ Sources, transformers 5.23: LlamaMLP, Phi3MLP (modeling_phi3.py:57), GPT2MLP (mo
 BloomMLP (modeling_bloom.py:325), and the MLP of each other family's modeling file.
 """
 
-from planner.activations.eager import Machine, Tensor, dropout, mul, split
+from planner.activations.eager import Machine, Tensor, mul, split
 from planner.activations.eager.pieces import bloom_gelu
 from planner.activations.programs.case import Case
 from planner.activations.programs.hf_moe import mixture
 from planner.activations.programs.hf_oss import clamped_mixture
 from planner.activations.programs.hf_projected import DROPS_INSIDE, linear_of
-from planner.activations.programs.modules import activate, project
+from planner.activations.programs.modules import activate, dropped, project
 from planner.model.description import Mlp, Moe
 
 
@@ -19,13 +19,12 @@ def feed_forward(m: Machine, case: Case, hidden: Tensor) -> Tensor:
     mlp = case.mlp
     if isinstance(mlp, Moe):
         own = clamped_mixture if mlp.expert.clamped else mixture
-        return own(m, case, mlp, hidden)
+        return m.module("mlp", lambda x: own(m, case, mlp, x), hidden)
     with m.part("mlp"):
-        if mlp.fused_gate_up:
-            return fused_mlp(m, case, mlp, hidden)
+        run = plain_mlp
         if mlp.gated:
-            return gated_mlp(m, case, mlp, hidden)
-        return plain_mlp(m, case, mlp, hidden)
+            run = fused_mlp if mlp.fused_gate_up else gated_mlp
+        return m.module("mlp", lambda x: run(m, case, mlp, x), hidden)
 
 
 def gated_mlp(m: Machine, case: Case, mlp: Mlp, hidden: Tensor) -> Tensor:
@@ -55,5 +54,5 @@ def plain_mlp(m: Machine, case: Case, mlp: Mlp, hidden: Tensor) -> Tensor:
     hidden = bend(linear_of(m, case, hidden, up))
     hidden = linear_of(m, case, hidden, down)
     if case.family in DROPS_INSIDE:
-        return dropout(hidden, case.probability(case.layer.hidden_dropout))
+        return dropped(m, case, hidden)
     return hidden

@@ -9,7 +9,6 @@ from planner.activations.eager import (
     Machine,
     Tensor,
     add,
-    dropout,
     expand,
     linear,
     narrow,
@@ -25,29 +24,23 @@ from planner.activations.programs.case import Case
 from planner.activations.programs.hf_attention import heads
 from planner.activations.programs.hf_rotary import rotated
 from planner.activations.programs.hf_scores import Heads, Scored, score
-from planner.activations.programs.modules import conv1d, normalise, project
+from planner.activations.programs.modules import conv1d, dropped, normalise, project
 from planner.activations.programs.shared import Shared
 from planner.model.description import Norm
 
 NORM_AFTER_TURN = {"gemma3", "gemma3_text", "phi"}
 """Norms of queries and keys come after the heads have moved in front of the tokens."""
+ATTENTION_BY_POSITION = {"gpt2", "gpt_neox", "bloom", "falcon", "bert"}
+"""Blocks hand hidden states to attention by position, the others by keyword."""
 DROPS_INSIDE = {"gpt2", "starcoder2", "bloom", "bert"}
 """The dropout of a branch is inside its module, where the module's locals are still alive."""
 
 
 def self_attention(m: Machine, case: Case, hidden: Tensor, shared: Shared) -> Scored:
     """Any family's attention module."""
-    if not case.attention.sinks:
-        return _attention(m, case, hidden, shared)
-    weights: list[Tensor | None] = []
-
-    def forward(x: Tensor) -> Tensor:
-        output, kept = _attention(m, case, x, shared)
-        weights.append(kept)
-        return output
-
-    output = m.module("self_attn", forward, hidden)
-    return output, weights.pop()
+    if case.family in ATTENTION_BY_POSITION:
+        return m.module("self_attn", lambda x: _attention(m, case, x, shared), hidden)
+    return m.module("self_attn", lambda: _attention(m, case, hidden, shared))
 
 
 def _attention(m: Machine, case: Case, hidden: Tensor, shared: Shared) -> Scored:
@@ -63,7 +56,7 @@ def _attention(m: Machine, case: Case, hidden: Tensor, shared: Shared) -> Scored
         output = reshape(output, batch, length, -1)
         output = linear_of(m, case, output, case.module("attention.o"))
         if case.family in DROPS_INSIDE:
-            output = dropout(output, case.probability(case.layer.hidden_dropout))
+            output = dropped(m, case, output)
     del fused, kept
     return output, weights
 

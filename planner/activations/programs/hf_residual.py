@@ -7,12 +7,12 @@ Sources, transformers 5.23: the DecoderLayer of each family's modeling file: GPT
 (modeling_olmo2.py:287), OPTDecoderLayer (modeling_opt.py:202), BertLayer (modeling_bert.py:374).
 """
 
-from planner.activations.eager import Machine, Tensor, add, dropout, reshape, view
+from planner.activations.eager import Machine, Tensor, add, reshape, view
 from planner.activations.eager.pieces import add_in_place
 from planner.activations.programs.case import Case
 from planner.activations.programs.hf_plain import feed_forward
 from planner.activations.programs.hf_projected import DROPS_INSIDE, self_attention
-from planner.activations.programs.modules import activate, normalise, project
+from planner.activations.programs.modules import activate, dropped, normalise, project
 from planner.activations.programs.shared import Shared
 from planner.model.description import Mlp
 
@@ -75,7 +75,7 @@ def _dropped(case: Case, branch: Tensor) -> Tensor:
     """The dropout that the block itself applies to a branch."""
     if case.family in DROPS_INSIDE:
         return branch
-    return dropout(branch, case.probability(case.layer.hidden_dropout))
+    return dropped(branch.machine, case, branch)
 
 
 def _pre(m: Machine, case: Case, hidden: Tensor, shared: Shared) -> Tensor:

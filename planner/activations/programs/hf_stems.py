@@ -22,7 +22,7 @@ from planner.activations.eager import (
 from planner.activations.eager.pieces import look_up
 from planner.activations.programs.autotp_ends import vocabulary_embedding
 from planner.activations.programs.case import Case
-from planner.activations.programs.modules import activate, normalise, project
+from planner.activations.programs.modules import activate, dropped, normalise, project
 from planner.activations.programs.shared import LEAVES_WITH_NAME, NO_DROPOUT
 from planner.model.description import Mlp
 
@@ -57,7 +57,7 @@ def _tokens(m: Machine, case: Case, weight: Tensor, shape: tuple[int, int]) -> T
 def _dropped_stem(m: Machine, case: Case, inputs: Tensor) -> Tensor:
     if case.family in NO_DROPOUT:
         return inputs
-    hidden = dropout(inputs, case.probability(case.layer.hidden_dropout))
+    hidden = dropped(m, case, inputs)
     if hidden is not inputs and case.family not in LEAVES_WITH_NAME:
         hold(m, case, inputs)
     return hidden
@@ -89,7 +89,7 @@ def _placed(m: Machine, case: Case, inputs: Tensor) -> Tensor:
         inputs = project(m, inputs, case.module("embedding", 2))
     hidden = add(inputs, places)
     hold(m, case, inputs, places)
-    return dropout(hidden, case.probability(case.layer.hidden_dropout))
+    return dropped(m, case, hidden)
 
 
 def _typed_and_placed(m: Machine, case: Case, hidden: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from planner.activations.eager import (
     Tensor,
     add,
     addmm,
+    dropout,
     layer_norm,
     linear,
     mean_last,
@@ -22,6 +23,7 @@ from planner.activations.eager import (
     view,
 )
 from planner.activations.eager.machine import Cut
+from planner.activations.programs.case import Case
 from planner.model.description import Norm
 
 
@@ -118,7 +120,11 @@ _SAVES_RESULT = {"relu", "tanh", "sigmoid"}
 
 
 def activate(name: str, x: Tensor) -> Tensor:
-    """``ACT2FN[name]``, transformers activations.py."""
+    """``ACT2FN[name]``, transformers activations.py: a module."""
+    return x.machine.module("act_fn", lambda tensor: _activated(name, tensor), x)
+
+
+def _activated(name: str, x: Tensor) -> Tensor:
     if name in _SAVES_RESULT:
         return unary_of_result(x)
     if name == "gelu_new":
@@ -134,6 +140,17 @@ def _gelu_new(x: Tensor) -> Tensor:
 def _cube(x: Tensor) -> Tensor:
     """``torch.pow(x, 3)``."""
     return square(x)
+
+
+def dropped(m: Machine, case: Case, x: Tensor) -> Tensor:
+    """The dropout of hidden states: a function, in some families an ``nn.Dropout``."""
+    probability = case.probability(case.layer.hidden_dropout)
+    if case.family not in DROPS_BY_MODULE:
+        return dropout(x, probability)
+    return m.module("dropout", lambda tensor: dropout(tensor, probability), x)
+
+
+DROPS_BY_MODULE = {"bert", "gpt2", "gpt_neox", "phi", "phi3"}
 
 
 def turn(weight: Tensor) -> Tensor:

@@ -71,7 +71,9 @@ def make_shared(m: Machine, case: Case) -> Shared:
             passing_on = case.family in DOUBLED_BY_BLOCKS
             holder = shared.passing if passing_on else shared.saved
             for _ in range(rotary_pairs(case)):
-                holder.extend(make_position_embeddings(m, case))
+                made = m.module("rotary_emb", lambda: make_position_embeddings(m, case))
+                holder.extend(made)
+                del made
     return shared
 
 

@@ -49,7 +49,14 @@ class BF16Optimizer:
     def begin_forward(self, timeline: Timeline, micro_step: int) -> None:
         """Nothing is allocated."""
 
-    def enter(self, timeline: Timeline, parameters: range, *, backward: bool) -> None:
+    def enter(
+        self,
+        timeline: Timeline,
+        parameters: range,
+        *,
+        backward: bool,
+        inside: range | None = range(0),
+    ) -> None:
         """Parameters are whole."""
 
     def leave(self, timeline: Timeline, parameters: range, *, backward: bool) -> None:

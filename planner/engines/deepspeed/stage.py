@@ -14,6 +14,7 @@ from planner.engines.deepspeed.pipeline import TOKEN_BYTES, PipelineWalk, pipeli
 from planner.engines.deepspeed.strategy import Setup, Strategy
 from planner.engines.deepspeed.walk import StepWalk, passes
 from planner.engines.deepspeed.zero3 import zero_three
+from planner.engines.deepspeed.zero3_modules import leaf_modules, viewed_parameters
 from planner.layout.cut import registered_parameters
 from planner.layout.stage import Stage
 from planner.memory.timeline import Timeline
@@ -64,8 +65,8 @@ def run_stage(run: Run, stage: Stage) -> StageRun:
         layout=run.layout,
         deepspeed=run.deepspeed,
         backend=run.backend,
-        gradient_kept=stage.index < stage.num_stages - 1,
         modules=run.layout.zero_stage == PARTITIONS_WEIGHTS,
+        gradient_kept=stage.index < stage.num_stages - 1,
     )
     tapes = arranged(tapes, stage, checkpoints(run, stage))
     timeline = Timeline()
@@ -110,6 +111,8 @@ def _setup(run: Run, stage: Stage) -> Setup:
         deepspeed=run.deepspeed,
         micro_steps=run.micro_steps,
         capacity_bytes=run.device.memory_bytes,
+        leaf_modules=leaf_modules(stage, run.model, run.layout, run.deepspeed),
+        viewed_parameters=viewed_parameters(stage, run.layout, run.deepspeed),
     )
 
 

@@ -48,11 +48,21 @@ class Strategy(Protocol):
     def begin_forward(self, timeline: Timeline, micro_step: int) -> None:
         """Before the first layer of a micro-step."""
 
-    def enter(self, timeline: Timeline, parameters: range, *, backward: bool) -> None:
-        """A module's own parameters are about to be used."""
+    def enter(
+        self,
+        timeline: Timeline,
+        parameters: range,
+        *,
+        backward: bool,
+        inside: range | None = range(0),
+    ) -> None:
+        """A module is about to run; ``parameters``: its own, ``inside``: of all modules inside.
+
+        None stands for all parameters of the model.
+        """
 
     def leave(self, timeline: Timeline, parameters: range, *, backward: bool) -> None:
-        """A module's own parameters have been used."""
+        """A module has run."""
 
     def rhythm(self, micro_step: int) -> Hashable:
         """Micro-steps with the same answer book the same in their backward passes, in every step.

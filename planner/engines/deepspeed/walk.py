@@ -1,14 +1,14 @@
 """One optimizer step of a rank without pipeline parallelism, moment by moment."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import NamedTuple
 
 from planner.activations.tape import LayerTape, Mark, Segment
 from planner.engines.deepspeed.strategy import Strategy
-from planner.layout.cut import offsets
-from planner.layout.stage import Stage
+from planner.layout.cut import embedding_place, offsets
+from planner.layout.stage import LocalLayer, Stage
 from planner.memory.terms import Term
 from planner.memory.timeline import Timeline, falls_first
 
@@ -33,16 +33,27 @@ class Pass(NamedTuple):
     """For each parameter that the tape counts: which of the layer's local ones hold it."""
 
 
-_COPY = (0,)
-"""A tied head's copy of the embedding: the tape counts it last, the stage has it first."""
-
-
 def passes(stage: Stage, tapes: Sequence[LayerTape]) -> tuple[Pass, ...]:
     """The layers of a stage in forward order, each with its tape."""
+    starts = offsets(stage)
+    embedding = embedding_place(stage.layers[0]) + starts[0] if starts else 0
     return tuple(
-        Pass(tape, *_compiled(tape), offset, (*layer.places, _COPY))
-        for tape, offset, layer in zip(tapes, offsets(stage), stage.layers, strict=True)
+        Pass(tape, *_compiled(tape), offset, (*layer.places, *_beyond(layer, embedding - offset)))
+        for tape, offset, layer in zip(tapes, starts, stage.layers, strict=True)
     )
+
+
+def _beyond(layer: LocalLayer, embedding: int) -> Iterator[tuple[int, ...]]:
+    """Where the stage has what a tape counts after the layer's own parameters.
+
+    Experts that are apart come one by one. A tied head's weight: its own copy is its first.
+    """
+    experts = [place for place, parameter in enumerate(layer.parameters) if parameter.expert]
+    if experts:
+        yield from ((place,) for place in experts)
+    else:
+        copied = len(layer.parameters) > len(layer.places)
+        yield (0,) if copied else (embedding,)
 
 
 @lru_cache(maxsize=4096)
@@ -148,17 +159,24 @@ def _go_through(timeline: Timeline, layer: Pass, strategy: Strategy, *, backward
     for terms, deltas, mark in layer.backward if backward else layer.forward:
         timeline.extend(terms, deltas)
         if mark is not None:
-            _act(timeline, mark, strategy, layer, backward=backward)
+            _act(timeline, mark, strategy, layer)
 
 
-def _act(
-    timeline: Timeline, mark: Mark, strategy: Strategy, layer: Pass, *, backward: bool
-) -> None:
-    own = [layer.offset + place for index in mark.parameters for place in layer.places[index]]
+def _act(timeline: Timeline, mark: Mark, strategy: Strategy, layer: Pass) -> None:
+    own = _registered(layer, mark.parameters)
     if mark.kind == "gradient":
         for parameter in own:
             strategy.gradient(timeline, parameter)
     elif mark.kind == "enter":
-        strategy.enter(timeline, range(own[0], own[-1] + 1), backward=backward)
+        inside = None if mark.inside is None else _registered(layer, mark.inside)
+        strategy.enter(timeline, own, backward=mark.backward, inside=inside)
     else:
-        strategy.leave(timeline, range(own[0], own[-1] + 1), backward=backward)
+        strategy.leave(timeline, own, backward=mark.backward)
+
+
+def _registered(layer: Pass, parameters: tuple[int, ...]) -> range:
+    """Indices in the optimizer's order: a module's parameters are registered side by side."""
+    places = [place for index in parameters for place in layer.places[index]]
+    if not places:
+        return range(0)
+    return range(layer.offset + min(places), layer.offset + max(places) + 1)

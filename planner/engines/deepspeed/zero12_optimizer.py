@@ -70,7 +70,14 @@ class ZeroOneTwo:
     def begin_forward(self, timeline: Timeline, micro_step: int) -> None:
         """Nothing is allocated."""
 
-    def enter(self, timeline: Timeline, parameters: range, *, backward: bool) -> None:
+    def enter(
+        self,
+        timeline: Timeline,
+        parameters: range,
+        *,
+        backward: bool,
+        inside: range | None = range(0),
+    ) -> None:
         """Parameters are whole on every rank."""
 
     def leave(self, timeline: Timeline, parameters: range, *, backward: bool) -> None:

@@ -3,10 +3,10 @@
 `DeepSpeedZeroOptimizer_Stage3`, runtime/zero/stage3.py of DeepSpeed 0.19.8.
 
 What a walk hands in: a mark for every module that runs, those without own parameters too (they
-prefetch as well), with the parameters that the module itself owns. A module of
-`Setup.leaf_modules` is one mark with all parameters inside. With full recompute, the forward marks
-of a block come again inside its backward pass, after the first backward mark whose operation needs
-a saved tensor, and break off with the last module that saves one.
+prefetch as well), with the parameters that the module itself owns, and those of modules inside. A
+module of `Setup.leaf_modules` is one mark with all parameters inside. With full recompute, the
+forward marks of a block come again inside its backward pass, after the first backward mark whose
+operation needs a saved tensor, and break off with the last module that saves one.
 """
 
 from collections.abc import Hashable
@@ -50,7 +50,10 @@ class ZeroThree:
     optimizer: Step
     _backward: bool = False
     _module: range = range(0)
-    """Entered last in the backward pass."""
+    """Entered last in the backward pass, of those that own parameters."""
+    _entered: dict[range, None] = field(default_factory=dict)
+    """Entered in the backward pass and not left; DeepSpeed sees no end of a module whose inputs
+    need no gradient, as an embedding's, or come by keyword."""
     _late: dict[range, list[int]] = field(default_factory=dict)
     """Gradients of leaf modules, which wait for the whole module."""
 
@@ -79,15 +82,25 @@ class ZeroThree:
         self.bucket.boundary = micro_step == self.setup.micro_steps - 1
         self.coordinator.reset(timeline)
 
-    def enter(self, timeline: Timeline, parameters: range, *, backward: bool) -> None:
+    def enter(
+        self,
+        timeline: Timeline,
+        parameters: range,
+        *,
+        backward: bool,
+        inside: range | None = range(0),
+    ) -> None:
         """Fetch what the module needs, and look ahead (parameter_offload.py:531-543, 573-582)."""
-        if backward:
+        if backward and parameters:
             self._module = parameters
-        self.coordinator.fetch(timeline, parameters)
+            self._entered[parameters] = None
+        within = range(len(self.layout.pieces)) if inside is None else inside
+        self.coordinator.fetch(timeline, parameters, within)
 
     def leave(self, timeline: Timeline, parameters: range, *, backward: bool) -> None:
         """Release what is not soon needed again (parameter_offload.py:555-566, 594-605)."""
         if backward:
+            self._entered.pop(parameters, None)
             self._reduce_leaf(timeline, parameters)
         saves = "nothing" if backward else self._saves()
         self.coordinator.release(timeline, parameters, saves=saves)
@@ -124,9 +137,11 @@ class ZeroThree:
             self._late.setdefault(leaf, []).append(parameter)
 
     def end_backward(self, timeline: Timeline, micro_step: int) -> None:
-        """Reduce the rest (``independent_gradient_partition_epilogue``, stage3.py:1407-1434)."""
+        """Reduce the rest (stage3.py:1407-1434), release what was never left (3056-3068)."""
         del micro_step
         self.bucket.reduce(timeline)
+        while self._entered:
+            self.coordinator.release_leftover(timeline, self._entered.popitem()[0])
         self._backward = False
 
     def reduce(self, timeline: Timeline) -> None:

@@ -40,26 +40,12 @@ class Trace:
 
     modules: list[range] = field(default_factory=list)
     inside: list[set[int]] = field(default_factory=list)
-    """By step: parameters of the module and of all that were entered before it was left."""
-    _open: list[int] = field(default_factory=list)
+    """By step: parameters of the module and of all modules inside it."""
 
-    def enter(self, module: range) -> None:
+    def enter(self, module: range, inside: range) -> None:
         """One step more."""
-        self._open.append(len(self.modules))
         self.modules.append(module)
-        self.inside.append(set(module))
-
-    def leave(self, module: range) -> None:
-        """Close the step, and what was entered within and never left (a recomputation's end)."""
-        if not any(self.modules[step] == module for step in self._open):
-            return
-        while self.modules[step := self._open.pop()] != module:
-            self._pass_on(step)
-        self._pass_on(step)
-
-    def _pass_on(self, step: int) -> None:
-        if self._open:
-            self.inside[self._open[-1]] |= self.inside[step]
+        self.inside.append({*module, *inside})
 
 
 class Reuse:
@@ -123,9 +109,9 @@ class Coordinator:
         self._fetched_for = [_NEVER] * len(self.gathers.pieces)
         self._step = self._queued = self._available_numel = 0
 
-    def fetch(self, timeline: Timeline, module: range) -> None:
+    def fetch(self, timeline: Timeline, module: range, inside: range) -> None:
         """A module is about to be used (310-349, 353-489)."""
-        self._follow(timeline, module)
+        self._follow(timeline, module, inside)
         status, flights = self.gathers.status, self.gathers.in_flight
         self._gather(timeline, [p for p in module if status[p] is Status.AWAY])
         for p in module:
@@ -141,14 +127,18 @@ class Coordinator:
         chosen: Sequence[int] = module
         if self.mode is Mode.COMPLETE:
             chosen = self._to_release(module)
-        elif self.mode is Mode.RECORD:
-            self.trace.leave(module)
         for p in chosen:
             self._release(timeline, p, keep=self._outlives(p, saves))
 
     def _outlives(self, parameter: int, saves: Saves) -> bool:
         piece = self.gathers.pieces[parameter]
         return piece.saved if saves == "copies" else saves == "views" and piece.viewed
+
+    def release_leftover(self, timeline: Timeline, module: range) -> None:
+        """A module that was never left, after the backward pass (553-565)."""
+        for p in module:
+            if not self.gathers.pieces[p].persistent:
+                self._release(timeline, p)
 
     def release_all(self, timeline: Timeline) -> None:
         """Before the optimizer's step (537-552)."""
@@ -157,10 +147,10 @@ class Coordinator:
                 self.gathers.wait(timeline, p)
             self._release(timeline, p)
 
-    def _follow(self, timeline: Timeline, module: range) -> None:
+    def _follow(self, timeline: Timeline, module: range, inside: range) -> None:
         """Record the module, or compare it with the record (202-231)."""
         if self.mode is Mode.RECORD:
-            self.trace.enter(module)
+            self.trace.enter(module, inside)
         elif self.mode is Mode.COMPLETE and not self._expected(module):
             self._give_up_flights(timeline)
             self.mode = Mode.INVALID

@@ -1,0 +1,52 @@
+"""Which modules ZeRO-3 gathers as a whole, and which parameters autograd holds by a view."""
+
+from collections.abc import Iterator
+
+from planner.layout.cut import offsets
+from planner.layout.experts import LEAF, expert_holder, gathered_whole
+from planner.layout.stage import LocalLayer, Stage
+from planner.model.description import Model, Moe
+from planner.spec.deepspeed import DeepSpeed
+from planner.spec.layout import Layout
+
+
+def leaf_modules(
+    stage: Stage, model: Model, layout: Layout, deepspeed: DeepSpeed
+) -> tuple[range, ...]:
+    """Parameters of each module that is gathered as a whole, in the optimizer's order."""
+    holder = expert_holder(layout, deepspeed)
+    return tuple(
+        _range(offset, layer)
+        for offset, layer in zip(offsets(stage), stage.layers, strict=True)
+        if gathered_whole(model.family, layer.placed.layer, holder=holder)
+    )
+
+
+def _range(offset: int, layer: LocalLayer) -> range:
+    """Parameters of one module are registered side by side."""
+    inside = [i for i, p in enumerate(layer.parameters) if p.name.startswith(f"{LEAF}.")]
+    return range(offset + inside[0], offset + inside[-1] + 1)
+
+
+def viewed_parameters(stage: Stage, layout: Layout, deepspeed: DeepSpeed) -> frozenset[int]:
+    """Experts' weights that are turned before the grouped product, which saves the view.
+
+    Source: _grouped_linear in integrations/moe.py of transformers 5.23.
+    """
+    if expert_holder(layout, deepspeed) != "model":
+        return frozenset()
+    return frozenset(
+        offset + place
+        for offset, layer in zip(offsets(stage), stage.layers, strict=True)
+        for place in _turned(layer)
+    )
+
+
+def _turned(layer: LocalLayer) -> Iterator[int]:
+    """The clamped experts of gpt-oss keep their weights as they are multiplied."""
+    mlp = layer.placed.layer.mlp
+    if not isinstance(mlp, Moe) or mlp.expert.clamped:
+        return
+    for parameter, places in zip(layer.placed.layer.parameters, layer.places, strict=True):
+        if parameter.routed:
+            yield from places
