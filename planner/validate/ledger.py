@@ -90,7 +90,7 @@ class Ledger(TorchDispatchMode):
         if thread not in self._threads:
             self._threads.add(thread)
             entry = self.books.open(-len(self._threads))
-            entry.label = Term.WORKSPACES.label
+            entry.label, entry.numel = Term.WORKSPACES.label, self.workspace_bytes
             self.books.resize(entry, self.workspace_bytes)
 
     def _book(self, tensor: Any) -> None:
