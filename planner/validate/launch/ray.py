@@ -20,7 +20,7 @@ from typing import Any
 
 from planner.errors import LaunchError
 from planner.validate.job import Job, Place, Progress, RankResult, Reading
-from planner.validate.launch.environment import clear_shared_memory
+from planner.validate.launch.environment import clear_shared_memory, end_marked
 from planner.validate.launch.outcome import lost, root_failure, settle
 from planner.validate.launch.ray_rank import RankActor, RunRank, Where, with_log
 
@@ -28,6 +28,8 @@ GRACE_SECONDS = 15.0
 """After one rank failed, how long the others may still tell how they ended."""
 STORE_BYTES = 80 * 2**20
 """Readings are small; Ray accepts no smaller object store than about 75 MiB."""
+MARK = "PLANNER_RAY"
+"""Every process of a Ray of our own has it in its environment."""
 QUIET = {
     "RAY_worker_niceness": "0",  # 15 unless told: on a busy machine ranks would starve
     "RAY_memory_monitor_refresh_ms": "0",  # ends ranks for what other programs take
@@ -89,7 +91,7 @@ def _connected(address: str | None, job: Job, logs: Path) -> Iterator[None]:
         (logs / "ray.log").open("a", encoding="utf-8") as log,
         redirect_stderr(log),
         redirect_stdout(log),
-        _environment({} if address else _own_environment()),
+        _environment({MARK: own} | _own_environment() if own else {}),
     ):
         try:
             import ray
@@ -101,6 +103,7 @@ def _connected(address: str | None, job: Job, logs: Path) -> Iterator[None]:
         finally:
             ray.shutdown()
             if own:
+                end_marked(f"{MARK}={own}")
                 shutil.rmtree(own, ignore_errors=True)
 
 
@@ -137,7 +140,7 @@ def _connect(ray: Any, address: str | None, job: Job, own: str | None) -> None:
                 _temp_dir=own,
                 **common,
             )
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # Ray raises plain ones, too (_private/node.py:440)
         where = f"Ray at {address}" if address else "a local Ray"
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise LaunchError(f"{where} does not answer: {first}; see that it runs") from error
