@@ -11,7 +11,7 @@ from planner.spec.megatron import Megatron
 Where = int | Literal["last", "worst"]
 """Which pipeline stage was read."""
 
-Engine = Literal["deepspeed", "megatron", "ddp"]
+Engine = Literal["deepspeed", "megatron", "ddp", "fsdp"]
 """Whose rules are planned; ddp stands for one device, too."""
 
 
@@ -26,6 +26,8 @@ class Case:
     spec: Spec
     model: Model
     engine: Engine = "deepspeed"
+    shards_in_fp32: bool = True
+    """FSDP's mixed precision keeps its shards, gradients and states in fp32."""
     megatron: Megatron = field(default_factory=Megatron)
     """Switches of Megatron-Core, if that is what ran."""
     where: Where

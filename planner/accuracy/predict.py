@@ -6,6 +6,7 @@ from typing import NamedTuple
 from planner.accuracy.case import Case, Engine, UnsupportedError
 from planner.engines.ddp import stage as ddp
 from planner.engines.deepspeed.communicators import num_all_to_all_peers, num_communicators
+from planner.engines.fsdp import stage as fsdp
 from planner.engines.megatron import stage as megatron
 from planner.layout.cut import stages
 from planner.layout.ranks import PartitionIndex
@@ -130,9 +131,26 @@ def _ddp(case: Case) -> tuple[PhasePeak, ...]:
     return ddp.run_stage(run, held).fold(PartitionIndex(0, 0))
 
 
+def _fsdp(case: Case) -> tuple[PhasePeak, ...]:
+    """All devices hold the same, but for padding."""
+    spec, layout = case.spec, case.spec.fixed_layout
+    (held,) = stages(case.model, layout, spec.training, spec.deepspeed)
+    sizes = fsdp.SIZES[spec.training.precision]
+    run = fsdp.Run(
+        model=case.model,
+        training=spec.training,
+        layout=layout,
+        device=spec.cluster.device,
+        micro_steps=spec.micro_steps,
+        sharded_bytes=fsdp.FP32_BYTES if case.shards_in_fp32 else sizes,
+    )
+    return fsdp.run_stage(run, held).fold(PartitionIndex(0, 0))
+
+
 _PLANNERS: Mapping[Engine, Callable[[Case], tuple[PhasePeak, ...]]] = {
     "ddp": _ddp,
     "deepspeed": _deepspeed,
+    "fsdp": _fsdp,
     "megatron": _megatron,
 }
 

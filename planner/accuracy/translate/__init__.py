@@ -9,10 +9,13 @@ from planner.accuracy.translate import deepspeed, megatron, single
 _TRANSLATORS: Mapping[str, Callable[[Entry], Case]] = {
     "DeepSpeed": deepspeed.translate,
     "HF Trainer": single.translate,
+    "HF Trainer + FSDP1": single.translate_fsdp,
     "Megatron-Bridge": megatron.translate,
     "Megatron-DeepSpeed": deepspeed.translate,
     "Megatron-LM": megatron.translate,
     "PyTorch DDP": single.translate,
+    "PyTorch FSDP1": single.translate_fsdp,
+    "PyTorch FSDP1 (ATorch)": single.translate_fsdp,
     "PyTorch single GPU": single.translate,
     "litgpt (Lightning Fabric)": single.translate,
 }

@@ -177,6 +177,7 @@ class Reader:
         stage: ZeroStage,
         deepspeed: DeepSpeed | None = None,
         engine: Engine = "deepspeed",
+        shards_in_fp32: bool = True,
         megatron: Megatron | None = None,
         vocabulary: int | None = None,
     ) -> Case:
@@ -197,6 +198,7 @@ class Reader:
             ),
             model=self._model(keys),
             engine=engine,
+            shards_in_fp32=shards_in_fp32,
             megatron=megatron or Megatron(),
             where=self.where(layout.pp),
             assumptions=tuple(self.assumptions),

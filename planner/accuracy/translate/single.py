@@ -16,6 +16,29 @@ def translate(entry: Entry) -> Case:
     reader = Reader(entry)
     reader.full_training()
     _refuse(entry)
+    if entry.parallel.get("zero_stage") not in (0, None):
+        raise UnsupportedError("partitioned states are not plain PyTorch")
+    return reader.case(training=_training(entry, reader), engine="ddp", stage=0)
+
+
+def translate_fsdp(entry: Entry) -> Case:
+    """Turn a run of FSDP into a case.
+
+    Raises:
+        PlannerError: it cannot be planned.
+
+    """
+    reader = Reader(entry)
+    reader.full_training()
+    _refuse(entry)
+    mixed = str(entry.training.get("mixed_precision", "no"))
+    precision = str(entry.training.get("param_dtype", ""))
+    keeps_fp32 = mixed not in {"no", "None", "False"} or "fp32" in precision
+    training = _training(entry, reader)
+    return reader.case(training=training, engine="fsdp", stage=0, shards_in_fp32=keeps_fp32)
+
+
+def _training(entry: Entry, reader: Reader) -> Training:
     training = Training(
         sequence_length=reader.sequence(),
         micro_batch_size=reader.micro_batch(),
@@ -31,7 +54,7 @@ def translate(entry: Entry) -> Case:
         dropout=reader.dropout() > 0,
     )
     reader.assumptions.clear()
-    return reader.case(training=training, engine="ddp", stage=0)
+    return training
 
 
 def _refuse(entry: Entry) -> None:
@@ -39,8 +62,6 @@ def _refuse(entry: Entry) -> None:
     parallel, training = entry.parallel, entry.training
     if max(whole(parallel, axis, 1) or 1 for axis in ("tp", "pp", "cp", "ep")) > 1:
         raise UnsupportedError("plain PyTorch with tensor, pipeline or context parallelism")
-    if parallel.get("zero_stage") not in (0, None):
-        raise UnsupportedError("partitioned states are not plain PyTorch")
     if str(training.get("compile", False)).lower() not in {"false", "none"}:
         raise UnsupportedError("what a compiler fuses is not modelled")
 

@@ -1,0 +1,1 @@
+"""PyTorch's FullyShardedDataParallel around each block and around the whole model."""
