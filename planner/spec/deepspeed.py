@@ -79,6 +79,18 @@ class Pipeline:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MoeLayer:
+    """What the training code tells DeepSpeed's MoE layer (moe/layer.py:39)."""
+
+    capacity_factor: float = 1.0
+    min_capacity: int = 4
+    drop_tokens: bool = True
+    noisy_gate_policy: Literal["None", "Jitter", "RSample"] = "None"
+    use_rts: bool = True
+    top2_2nd_expert_sampling: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeepSpeed:
     """Everything of a DeepSpeed configuration that moves memory."""
 
@@ -94,8 +106,6 @@ class DeepSpeed:
         default_factory=ActivationCheckpointing
     )
     pipeline: Pipeline = field(default_factory=Pipeline)
-    moe_capacity_factor: float = 1.0
-    moe_min_capacity: int = 4
-    moe_drop_tokens: bool = True
+    moe: MoeLayer = field(default_factory=MoeLayer)
     expert_engine: Literal["moe", "autoep"] = "autoep"
     """Who runs the experts: DeepSpeed's MoE layer (capacity, ZeRO 0-2) or AutoEP (dropless)."""

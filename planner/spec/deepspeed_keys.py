@@ -11,7 +11,7 @@ they are. A key without a mark either moves no memory or is modelled.
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from planner.spec.fields import STRICT, Elements, Share, Whole
 
@@ -147,7 +147,8 @@ class ZeroKeys:
     enable_sanity_checks: bool = False
     save_muon_momentum_buffer_in_memory: bool = False
     leaf_module: Annotated[
-        Free | None, Beside("the modules are counted as gathered one by one, not whole")
+        Free | None,
+        Beside("the modules of DeepSpeed's own list are counted as gathered whole, no others"),
     ] = None
     mics_shard_size: int = -1
     """Read up to 0.19.6; 0.19.7 removed MiCS."""
@@ -365,6 +366,28 @@ class SwitchKeys:
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class MoeKeys:
+    """``moe``: arguments of DeepSpeed's MoE layer (moe/layer.py:39), under its own names."""
+
+    __pydantic_config__ = STRICT
+
+    capacity_factor: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+    min_capacity: Elements = 4
+    drop_tokens: bool = True
+    """false: room for the fullest expert, as `training.expert_imbalance` assumes it."""
+    noisy_gate_policy: Literal["None", "Jitter", "RSample"] = "None"
+    use_rts: bool = True
+    top2_2nd_expert_sampling: bool = True
+    eval_capacity_factor: float = 1.0
+    """Moves nothing in training."""
+    use_residual: Annotated[bool, Refused("the residual expert is not modelled")] = False
+    use_tutel: Annotated[bool, Refused("Tutel's dispatch is not modelled")] = False
+    enable_expert_tensor_parallelism: Annotated[
+        bool, Refused("tensor parallelism of experts is not modelled")
+    ] = False
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class DeepSpeedKeys:
     """``deepspeed:``: DeepSpeed's own keys, as in its configuration file, and a few of ours."""
 
@@ -376,12 +399,8 @@ class DeepSpeedKeys:
     """The release of DeepSpeed to plan for."""
     expert_engine: Literal["moe", "autoep"] | None = None
     """Who runs the experts: DeepSpeed's MoE layer (capacity, ZeRO 0-2) or AutoEP (dropless)."""
-    moe_capacity_factor: float = 1.0
-    """Argument ``capacity_factor`` of DeepSpeed's MoE layer."""
-    moe_min_capacity: Whole = 4
-    """Argument ``min_capacity`` of DeepSpeed's MoE layer."""
-    moe_drop_tokens: bool = True
-    """Argument ``drop_tokens`` of DeepSpeed's MoE layer."""
+    moe: MoeKeys | None = None
+    """What the training code tells DeepSpeed's MoE layer; not part of DeepSpeed's own file."""
 
     train_batch_size: Whole | None = None
     train_micro_batch_size_per_gpu: Whole | None = None

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from planner.spec.deepspeed import (
     ActivationCheckpointing,
     DeepSpeed,
+    MoeLayer,
     OffloadOptimizer,
     OffloadParam,
     Pipeline,
@@ -39,9 +40,7 @@ def make_deepspeed(said: Said) -> DeepSpeed:
         check_grad_overflow=keys.bf16.check_grad_overflow if keys.bf16 else None,
         activation_checkpointing=_same(keys.activation_checkpointing, ActivationCheckpointing),
         pipeline=_same(keys.pipeline, Pipeline),
-        moe_capacity_factor=keys.moe_capacity_factor,
-        moe_min_capacity=keys.moe_min_capacity,
-        moe_drop_tokens=keys.moe_drop_tokens,
+        moe=_same(keys.moe, MoeLayer),
         expert_engine=keys.expert_engine or "autoep",
     )
 

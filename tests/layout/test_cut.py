@@ -154,8 +154,8 @@ def test_deepspeeds_own_layer_holds_a_module_for_each_expert():
     experts = [p for p in layer.parameters if p.expert]
     assert [p.numel for p in experts] == [60] * 6
     assert {p.ndim for p in experts} == {2}
-    assert experts[0].name == "mlp.experts.0.gate_proj"
-    assert experts[5].name == "mlp.experts.1.down_proj"
+    assert experts[0].name == "mlp.moe.deepspeed_moe.experts.deepspeed_experts.0.gate_proj.weight"
+    assert experts[5].name == "mlp.moe.deepspeed_moe.experts.deepspeed_experts.1.down_proj.weight"
 
 
 def test_experts_that_are_not_spread_are_parameters_like_any_other():

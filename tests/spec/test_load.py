@@ -195,7 +195,7 @@ deepspeed_keys = st.fixed_dictionaries(
         "communication_data_type": st.sampled_from(["fp32", "bf16"]),
         "activation_checkpointing": st.fixed_dictionaries({"cpu_checkpointing": st.booleans()}),
         "pipeline": st.fixed_dictionaries({"partition_method": st.just("type:Block")}),
-        "moe_capacity_factor": st.floats(0.5, 4),
+        "moe": st.fixed_dictionaries({"capacity_factor": st.floats(0.5, 4)}),
         "expert_engine": st.sampled_from(["moe", "autoep"]),
     },
 )

@@ -40,10 +40,10 @@ def _chosen_back(node: Node, gradient: Tensor) -> tuple[Tensor]:
 
 
 def gather(tensor: Tensor, places: Tensor) -> Tensor:
-    """``tensor.gather(1, places)``: its gradient is scattered into zeros in place."""
+    """``tensor.gather(1, places)``, both saved; its gradient is scattered into zeros in place."""
     node = begin(_gather_back, tensor)
     if node is not None:
-        node.save(places)
+        node.save(tensor, places)
     return finish(node, empty(tensor.machine, places.shape, tensor.dtype))
 
 

@@ -32,7 +32,7 @@ from planner.activations.eager import (
     unsqueeze,
     view,
 )
-from planner.activations.programs import autoep
+from planner.activations.programs import autoep, deepspeed_moe
 from planner.activations.programs.case import Case
 from planner.activations.programs.modules import activate, project
 from planner.layout.experts import expert_holder
@@ -44,8 +44,11 @@ Choice = tuple[Tensor, Tensor, Tensor]
 
 def mixture(m: Machine, case: Case, facts: Moe, hidden: Tensor) -> Tensor:
     """The block's MLP part; DeepSpeed's own layer runs experts that are spread out."""
-    if expert_holder(case.layout, case.deepspeed) == "autoep":
+    holder = expert_holder(case.layout, case.deepspeed)
+    if holder == "autoep":
         return _spread_out(m, case, facts, hidden)
+    if holder == "moe":
+        return _native(m, case, facts, hidden)
     if facts.shared_gate:
         return _with_gated_shared(m, case, facts, hidden)
     if facts.shared is not None:
@@ -63,6 +66,18 @@ def _spread_out(m: Machine, case: Case, facts: Moe, hidden: Tensor) -> Tensor:
     if facts.shared is None:
         return output
     return add(output, _shared(m, case, facts.shared, hidden))
+
+
+def _native(m: Machine, case: Case, facts: Moe, hidden: Tensor) -> Tensor:
+    """``DeepSpeedExperts.forward`` of planner/validate/reference/experts.py."""
+    output = deepspeed_moe.mixture(m, case, hidden)
+    if facts.shared is None:
+        return output
+    shared = _shared(m, case, facts.shared, hidden)
+    if facts.shared_gate:
+        with m.part("shared_experts"):
+            shared = mul(unary_of_result(project(m, hidden, "mlp.shared_expert_gate")), shared)
+    return add(output, shared)
 
 
 def _with_shared(m: Machine, case: Case, facts: Moe, hidden: Tensor) -> Tensor:
@@ -92,6 +107,11 @@ def _with_gated_shared(m: Machine, case: Case, facts: Moe, hidden: Tensor) -> Te
 
 def _shared(m: Machine, case: Case, facts: Mlp, hidden: Tensor) -> Tensor:
     with m.part("shared_experts"):
+        return m.module("mlp.shared_experts", lambda x: _shared_mlp(m, case, facts, x), hidden)
+
+
+def _shared_mlp(m: Machine, case: Case, facts: Mlp, hidden: Tensor) -> Tensor:
+    with m.part("shared_experts"):
         own = [p.name.rpartition(".")[0] for p in case.layer.parameters]
         gate, up, down = (
             name for name in own if "shared_expert" in name and name.endswith("_proj")
@@ -106,11 +126,6 @@ def _route(m: Machine, case: Case, facts: Moe, hidden: Tensor) -> Choice:
         name = "mlp.router" if m.get("mlp.router", "weight") else "mlp.gate"
         result: list[Choice] = []
 
-    with m.part("shared_experts"):
-        return m.module("mlp.shared_experts", lambda x: _shared_mlp(m, case, facts, x), hidden)
-
-
-def _shared_mlp(m: Machine, case: Case, facts: Mlp, hidden: Tensor) -> Tensor:
         def forward(x: Tensor) -> Tensor:
             result.append(route(m, case, facts, x, name))
             return result[0][1]

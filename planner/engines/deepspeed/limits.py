@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from planner.engines.deepspeed.refusal import Case, Refusal, Rule
 from planner.layout.experts import expert_holder
-from planner.model.description import Model
+from planner.model.description import Model, Moe
 
 
 def limits(case: Case) -> tuple[Refusal, ...]:
@@ -57,8 +57,21 @@ def _recompute(case: Case) -> Iterator[Refusal]:
 
 
 def _experts(case: Case) -> Iterator[Refusal]:
-    if case.mlps and expert_holder(case.layout, case.deepspeed) == "moe" and case.num_experts:
-        yield _unknown("deepspeed.expert_engine", "what DeepSpeed's MoE layer saves", "use autoep")
+    if expert_holder(case.layout, case.deepspeed) != "moe" or not case.num_experts:
+        return
+    if case.layout.tp > 1:
+        what = "how DeepSpeed's MoE layer shares tokens among tensor-parallel ranks"
+        yield _unknown("layout.tp", what, "use tp: 1, or deepspeed.expert_engine: autoep")
+    if case.layout.zero_stage == 0:
+        what = "what DeepSpeed without ZeRO holds for the groups of its MoE layer's experts"
+        yield _unknown("layout.zero_stage", what, "use zero_stage: 1 or 2")
+    if case.before(0, 19, 4):
+        what = f"routing by dense masks, as DeepSpeed {case.deepspeed.version} does it,"
+        yield _unknown("deepspeed.version", what, "use 0.19.4 or later")
+    experts = {mlp.expert for mlp in case.mlps if isinstance(mlp, Moe)}
+    if any(expert.clamped or expert.bias or not expert.gated for expert in experts):
+        what = "what experts allocate that are not gated and without biases"
+        yield _unknown("deepspeed.expert_engine", what, "leave it out")
 
 
 def _sequence(case: Case) -> Iterator[Refusal]:
