@@ -6,7 +6,6 @@ experts, K of them a token, C tokens an expert has room for. Scalars are left ou
 that the layer keeps.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -72,8 +71,7 @@ def route(m: Machine, case: Case, x: Tensor, weight: Tensor) -> Routes:
     if rules.noisy_gate_policy == "Jitter":
         wide = mul(wide, kernels.uniform(m, wide.shape))
     logits = linear(wide, to(weight, "fp32"))
-    ways: dict[int, Callable[[Machine, MoeLayer, Tensor, int, int], Routes]] = {1: _top1, 2: _top2}
-    way = ways.get(moe.experts_per_token, _top_k)
+    way = {1: _top1, 2: _top2}.get(moe.experts_per_token, _top_k)
     return way(m, rules, logits, moe.experts_per_token, capacity(case))
 
 
