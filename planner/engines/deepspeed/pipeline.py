@@ -73,6 +73,8 @@ class PipelineWalk:
     token_bytes: int
     """The token ids of a micro-batch, also its labels."""
     slots: list[Slot]
+    passing_token_bytes: int = 0
+    """The copied token ids, where the stem does not save them."""
     empties_inputs: bool = False
     """The first layer is a checkpoint that keeps a piece of its input and empties the whole."""
     workspace_bytes: int = 0
@@ -176,14 +178,14 @@ class PipelineWalk:
         slot, first = self.slots[buffer], self.layers[0].tape
         self._start_thread(timeline, 1)
         self.strategy.begin_forward(timeline, micro_batch)
-        copied = self.boundary_bytes if self.index else 0
+        copied = self.boundary_bytes if self.index else self.passing_token_bytes
         timeline.add(Term.TRANSIENT, copied)
         held = 0 if first.input_saved or self.empties_inputs else copied
         for place, layer in enumerate(self.layers):
             if self._is_last and layer is self.layers[-1]:
                 self._drop_outputs(timeline, buffer)
             forward(timeline, layer, self.strategy)
-            if place == 0:
+            if place == 0 and self.index:
                 # The layer let go of its input, but the engine's variable does not.
                 timeline.add(Term.TRANSIENT, held)
         timeline.add(Term.TRANSIENT, -held)
@@ -256,6 +258,11 @@ def _keeping_tokens(tape: LayerTape, token_bytes: int) -> LayerTape:
     return replace(tape, forward=(made, *others), backward=(used, *rest))
 
 
+def _looks_up_copies(setup: Setup) -> bool:
+    """An embedding that is cut by vocabulary saves the places in its own rows, not the tokens."""
+    return setup.layout.tp > 1 and setup.training.implementation == "reference"
+
+
 def _plus(changes: Changes, size: int) -> Changes:
     """The same changes with some more (or less) saved."""
     sums = dict(changes)
@@ -292,7 +299,7 @@ def pipeline_walk(
     """
     training = setup.training
     token_bytes = TOKEN_BYTES * training.micro_batch_size * training.sequence_length
-    if stage.index == 0:
+    if stage.index == 0 and not _looks_up_copies(setup):
         tapes = (_keeping_tokens(tapes[0], token_bytes), *tapes[1:])
     buffers = num_pipe_buffers(stage.index, stage.num_stages, setup.micro_steps)
     return PipelineWalk(
@@ -304,6 +311,7 @@ def pipeline_walk(
         boundary_bytes=boundary_bytes,
         token_bytes=token_bytes,
         slots=[Slot() for _ in range(buffers)],
+        passing_token_bytes=token_bytes if _looks_up_copies(setup) else 0,
         empties_inputs=_empties_inputs(stage, setup),
         workspace_bytes=workspace_bytes,
     )
