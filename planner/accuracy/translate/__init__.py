@@ -29,6 +29,9 @@ def translate(entry: Entry) -> Case:
 
     """
     translator = _TRANSLATORS.get(entry.framework)
+    if entry.parallel.get("zero_impl") == "DDP local":
+        # Megatron-LM's own, also where its fork for DeepSpeed ran without DeepSpeed.
+        translator = megatron.translate
     if translator is None:
         raise UnsupportedError(f"framework {entry.framework} is not modelled")
     return translator(entry)
