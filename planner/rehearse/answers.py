@@ -72,11 +72,18 @@ class Answers(TorchDispatchMode):
             ) from error
 
 
+def _all(func: Any, *args: Any, **kwargs: Any) -> Any:
+    """Whatever is asked of all elements holds; what is asked of any does not."""
+    result = func(*args, **kwargs)
+    result.holds = True
+    return result
+
+
 def _value(_: Any, tensor: Any) -> bool | int | float:
     """A tensor's value: on the device a norm or an overflow flag, on the host a step count."""
     one = tensor.device.type == "cpu"
     if tensor.dtype == torch.bool:
-        return False
+        return getattr(tensor, "holds", False)
     return float(one) if tensor.dtype.is_floating_point else int(one)
 
 
@@ -96,6 +103,8 @@ def _moved(func: Any, tensor: Any, **kwargs: Any) -> Any:
 _ANSWERS: dict[Any, Callable[..., Any]] = {
     aten._local_scalar_dense.default: _value,
     aten.equal.default: lambda *_: True,
+    aten.all.default: _all,
+    aten.all.dim: _all,
     aten._to_copy.default: _moved,
 }
 
