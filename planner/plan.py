@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal, NamedTuple
 
@@ -114,16 +114,19 @@ class Plan:
         return "fits" if high <= self.capacity_bytes else "tight"
 
 
-def make_plan(spec: Spec, *, every_rank: bool = False, model: Model | None = None) -> Plan:
+def make_plan(
+    spec: Spec, *, every_rank: bool = False, model: Model | None = None, booked: bool = False
+) -> Plan:
     """Plan a file; with ``every_rank`` each rank that differs, else the worst of each stage.
 
-    ``model``: what the file names, if it has been loaded before.
+    ``model``: what the file names, if it has been loaded before. ``booked``: as a Python ledger
+    would see the run, see `Run.booked`.
 
     Raises:
         RefusedError: DeepSpeed does not run this, or the planner cannot count it; all reasons.
 
     """
-    run = _run(spec, model)
+    run = replace(_run(spec, model), booked=booked)
     ranks = [
         rank
         for tp_ranks, held in _by_cut(run)

@@ -26,6 +26,7 @@ def layer_tape(
     boundary: bool = False,
     gradient_kept: bool = False,
     backend: Backend = "cuda",
+    in_place: bool | None = None,
     modules: bool = False,
 ) -> LayerTape:
     """What one micro-batch allocates and frees in one pass through ``layer``.
@@ -36,10 +37,10 @@ def layer_tape(
     all. What the model holds across layers (the stem's output, position embeddings, masks) then
     ends exactly where the model lets go of it; `stage_tapes` sets it. Without, the same sums hold
     but the stem's backward frees position embeddings, and the first block frees its input.
-    ``backend``: whose kernels run; ``cpu`` is also what a Python ledger sees, see
-    `eager.autograd.accumulate`. ``gradient_kept``: somebody else holds the gradient of the output,
-    and counts it. ``modules``: mark where modules are entered and left, as ZeRO-3
-    needs it.
+    ``backend``: whose kernels run. ``in_place``: gradients are added up in place, which they are
+    not under a Python ledger (`eager.autograd.accumulate`); None: on CUDA. ``gradient_kept``:
+    somebody else holds the gradient of the output, and counts it. ``modules``: mark where modules
+    are entered and left, as ZeRO-3 needs it.
     """
     run = run_once(
         layer,
@@ -51,6 +52,7 @@ def layer_tape(
         boundary=boundary,
         gradient_kept=gradient_kept,
         backend=backend,
+        in_place=in_place,
         modules=modules,
     )
     machine = run.machine
@@ -76,6 +78,7 @@ def stage_tapes(
     layout: Layout,
     deepspeed: DeepSpeed,
     backend: Backend = "cuda",
+    in_place: bool | None = None,
     modules: bool = False,
     gradient_kept: bool = False,
 ) -> tuple[LayerTape, ...]:
@@ -99,6 +102,7 @@ def stage_tapes(
                 boundary=boundary,
                 gradient_kept=kept,
                 backend=backend,
+                in_place=in_place,
                 modules=modules,
             )
         tapes.append(made[key])

@@ -84,7 +84,7 @@ def _number(text: str, plan: Plan) -> int:
 def rehearse(spec: Spec, which: str, *, steps: int, logs: Path, progress: Progress) -> Rehearsal:
     """Rehearse the chosen ranks, as many at once as this machine has cores."""
     start = monotonic()
-    plan = make_plan(spec, every_rank=True)
+    plan = make_plan(spec, every_rank=True, booked=True)
     job = Job(
         spec=dump(spec),
         folder=str(spec.folder.resolve()),

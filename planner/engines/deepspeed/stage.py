@@ -40,6 +40,8 @@ class Run:
     device: Device
     devices_per_node: int
     micro_steps: int
+    booked: bool = False
+    """As a Python ledger sees it, under which autograd adds no gradient in place."""
 
     @property
     def backend(self) -> Backend:
@@ -65,6 +67,7 @@ def run_stage(run: Run, stage: Stage) -> StageRun:
         layout=run.layout,
         deepspeed=run.deepspeed,
         backend=run.backend,
+        in_place=False if run.booked else None,
         modules=run.layout.zero_stage == PARTITIONS_WEIGHTS,
         gradient_kept=stage.index < stage.num_stages - 1,
     )
