@@ -54,6 +54,22 @@ def settled_collectives() -> Iterator[None]:
             setattr(torch.distributed, name, method)
 
 
+@contextmanager
+def copies_of_gloo() -> Iterator[None]:
+    """Inside, a reduce-scatter works in a copy of what it is given, as gloo's does."""
+    method = torch.distributed.reduce_scatter_tensor
+
+    def copied(output: Any, input: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: A002 - torch's
+        input.clone()
+        return method(output, input, *args, **kwargs)
+
+    torch.distributed.reduce_scatter_tensor = copied
+    try:
+        yield
+    finally:
+        torch.distributed.reduce_scatter_tensor = method
+
+
 def _settled(collective: Callable[..., Any]) -> Callable[..., Any]:
     def settled(*args: Any, **kwargs: Any) -> Any:
         holders = _holders(args, kwargs)

@@ -146,20 +146,21 @@ def _joined(job: Job, place: Place) -> Iterator[None]:
     from deepspeed.comm import comm
     from deepspeed.utils import groups
 
-    from planner.validate.collectives import join_fakes, settled_collectives
+    from planner.validate.collectives import copies_of_gloo, join_fakes, settled_collectives
 
     globals_before = [(module, _globals(module)) for module in (comm, groups)]
     if job.accelerator != "cuda":
         torch.set_num_threads(1)
     get_accelerator().set_device(place.local_rank)
     settled = settled_collectives() if job.accelerator == "cpu" else nullcontext()
+    copying = copies_of_gloo() if job.collectives == "fake" else nullcontext()
     if job.collectives == "fake":
         join_fakes(rank=place.rank, num_ranks=job.num_ranks)
     backend = (
         "fake" if job.collectives == "fake" else get_accelerator().communication_backend_name()
     )
     try:
-        with settled:
+        with settled, copying:
             deepspeed.init_distributed(backend if backend != "ccl" else "gloo")
             yield
     finally:
