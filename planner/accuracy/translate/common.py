@@ -20,6 +20,7 @@ from planner.spec.megatron import Megatron
 from planner.spec.training import AttentionKernel, LossKernel, Precision, Recompute, Training
 
 DEVICES_PER_NODE = 8
+MAX_DEVICES = 2**17
 
 _DEVICES: Mapping[str, str] = {
     "v100-16gb": "v100-sxm-16gb",
@@ -72,6 +73,8 @@ class Reader:
             degrees = [whole(self.entry.parallel, axis, 1) or 1 for axis in ("tp", "pp", "cp")]
             count = degrees[0] * degrees[1] * degrees[2]
             self.assume(f"the number of devices is not given: {count}, so that dp is 1")
+        if not 0 < count <= MAX_DEVICES:
+            raise UnsupportedError(f"{count} devices are not from 1 to {MAX_DEVICES}")
         per_node = min(DEVICES_PER_NODE, count)
         if count % per_node:
             per_node = 1

@@ -34,6 +34,14 @@ def passes_in_order(
         yield PassOf(forward=False, chunk=chunks - 1 - chunk)
 
 
+def sufficient_micro_batches(micro_batches: int, num_stages: int) -> int:
+    """So many that all moments that differ occur, and the last group is as large as it is.
+
+    Warm-up takes less than ``(v + 1) p`` passes through v chunks, so never 3 p micro-batches.
+    """
+    return min(micro_batches, 4 * num_stages + micro_batches % num_stages)
+
+
 def warm_up(stage: int, num_stages: int, chunks: int, group: int) -> int:
     """Forward passes before the first backward pass of the steady phase."""
     if chunks == 1:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from planner.activations.mcore import mcore_tape
 from planner.activations.tape import LayerTape, Segment
-from planner.engines.megatron.schedule import passes_in_order
+from planner.engines.megatron.schedule import passes_in_order, sufficient_micro_batches
 from planner.layout.stage import LocalLayer, Stage
 from planner.memory.terms import Term
 from planner.memory.timeline import Timeline
@@ -160,7 +160,8 @@ class _State:
 def _passes(timeline: Timeline, run: Run, stage: Stage, state: _State, prefix: str) -> None:
     """Forward and backward passes in the schedule's order."""
     chunks = _chunks(run, stage)
-    order = passes_in_order(stage.index, stage.num_stages, run.micro_steps, len(chunks))
+    count = sufficient_micro_batches(run.micro_steps, stage.num_stages)
+    order = passes_in_order(stage.index, stage.num_stages, count, len(chunks))
     for forward, place in order:
         timeline.phase(prefix + ("forward" if forward else "backward"))
         if forward:

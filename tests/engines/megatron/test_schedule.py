@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.engines.megatron.schedule import passes_in_order
+from planner.engines.megatron.schedule import passes_in_order, sufficient_micro_batches
 
 SHAPES = st.tuples(st.integers(1, 6), st.integers(1, 6), st.integers(1, 4))
 """Pipeline stages, groups of micro-batches, chunks."""
@@ -44,3 +44,13 @@ def test_every_chunk_goes_forward_and_back_once_for_each_micro_batch(shape):
 )
 def test_passes_in_flight(stage, num_stages, micro_batches, chunks, most):
     assert in_flight(stage, num_stages, micro_batches, chunks) == most
+
+
+@given(SHAPES, st.integers(1, 60))
+def test_fewer_micro_batches_reach_the_same_height(shape, count):
+    num_stages, _, chunks = shape
+    fewer = sufficient_micro_batches(count, num_stages)
+    for stage in range(num_stages):
+        assert in_flight(stage, num_stages, fewer, chunks) == in_flight(
+            stage, num_stages, count, chunks
+        )
