@@ -1,0 +1,15 @@
+"""Run the suite and write its table: ``python experiments/003-cpu-suite/run.py``.
+
+What is recorded in results/ for the same file and releases is not run again; ``--report`` only
+plans the recorded cases again and writes results.md.
+"""
+
+import sys
+from pathlib import Path
+
+from suite import CASES, CAUSES
+
+from planner.validate.suite.command import Suite, main
+
+if __name__ == "__main__":
+    sys.exit(main(Suite(folder=Path(__file__).parent, cases=CASES, causes=CAUSES)))
