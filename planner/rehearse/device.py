@@ -17,6 +17,13 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 NAME = "standin"
 
+OWN_KERNELS = ("silu_backward", "mish_backward", "native_channel_shuffle")
+"""Operations that are one kernel on CUDA and on CPUs, but that torch composes of others for a
+device that does not bring its own."""
+
+_LIBRARIES: list[Any] = []
+"""Registrations last as long as their object."""
+
 
 class _Module:
     """What torch asks of ``torch.standin``."""
@@ -56,6 +63,14 @@ class _Module:
 def register() -> None:
     """Make the device known to torch, once a process."""
     _setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
+    library = torch.library.Library("aten", "IMPL")
+    for name in OWN_KERNELS:
+        library.impl(name, _never, "PrivateUse1")
+    _LIBRARIES.append(library)
+
+
+def _never(*_: Any, **__: Any) -> Any:
+    raise AssertionError("a fake tensor's operation ran")
 
 
 class Stream:
