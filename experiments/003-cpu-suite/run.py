@@ -5,6 +5,7 @@ plans the recorded cases again and writes results.md.
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 from suite import CASES, CAUSES
@@ -12,4 +13,5 @@ from suite import CASES, CAUSES
 from planner.validate.suite.command import Suite, main
 
 if __name__ == "__main__":
-    sys.exit(main(Suite(folder=Path(__file__).parent, cases=CASES, causes=CAUSES)))
+    suite = Suite(folder=Path(__file__).parent, cases=CASES, causes=CAUSES)
+    sys.exit(main(suite, say=partial(print, flush=True)))

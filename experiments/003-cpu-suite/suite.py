@@ -20,7 +20,7 @@ LLAMA: Keys = {
     "num_hidden_layers": 4,
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
-    "vocab_size": 4096,
+    "vocab_size": 2048,
     "max_position_embeddings": 512,
     "tie_word_embeddings": False,
 }
@@ -31,7 +31,7 @@ GPT2: Keys = {
     "n_layer": 4,
     "n_head": 8,
     "n_positions": 256,
-    "vocab_size": 4096,
+    "vocab_size": 2048,
 }
 MIXTRAL = LLAMA | {
     "model_type": "mixtral",
@@ -55,7 +55,7 @@ FAMILIES: dict[str, Keys] = {
         "ffn_dim": 1024,
         "num_hidden_layers": 4,
         "num_attention_heads": 8,
-        "vocab_size": 4096,
+        "vocab_size": 2048,
         "max_position_embeddings": 256,
         "word_embed_proj_dim": 256,
     },
@@ -64,7 +64,7 @@ FAMILIES: dict[str, Keys] = {
         "hidden_size": 256,
         "n_layer": 4,
         "n_head": 8,
-        "vocab_size": 4096,
+        "vocab_size": 2048,
     },
     "mixtral": MIXTRAL,
     "qwen3_moe": LLAMA
@@ -85,7 +85,7 @@ LATENT: Keys = {
     "num_hidden_layers": 4,
     "num_attention_heads": 8,
     "num_key_value_heads": 8,
-    "vocab_size": 4096,
+    "vocab_size": 2048,
     "q_lora_rank": 96,
     "kv_lora_rank": 64,
     "qk_nope_head_dim": 32,
@@ -101,7 +101,7 @@ LATENT: Keys = {
     "tie_word_embeddings": False,
 }
 
-TRAINING: Keys = {"sequence_length": 64, "micro_batch_size": 2, "optimizer_kernel": "loop"}
+TRAINING: Keys = {"sequence_length": 32, "micro_batch_size": 2, "optimizer_kernel": "loop"}
 ZERO: Keys = {"reduce_bucket_size": 500_000}
 MICRO_STEPS = 3
 STAGES = (0, 1, 2, 3)
@@ -165,7 +165,7 @@ def passes() -> Iterator[Case]:
             f"attention/eager, recompute, zero-{stage}", zero_stage=stage, training=eager | full
         )
     yield case("logits/dropped, zero-1", zero_stage=1, training={"keep_logits": False})
-    long = {"sequence_length": 192, "micro_batch_size": 1}
+    long = {"sequence_length": 128, "micro_batch_size": 1}
     yield case("logits/long sequence, zero-2", zero_stage=2, training=long)
     yield case("dropout/gpt2 off, zero-1", zero_stage=1, model=GPT2, training={"dropout": False})
     yield case("dropout/gpt2 on, zero-1", zero_stage=1, model=GPT2, training={"dropout": True})
@@ -264,7 +264,7 @@ def offload() -> Iterator[Case]:
 
 def uneven() -> Iterator[Case]:
     """Ranks that differ: parameters that straddle partitions, padding, odd numbers of ranks."""
-    odd = LLAMA | {"vocab_size": 4099, "intermediate_size": 690}
+    odd = LLAMA | {"vocab_size": 2051, "intermediate_size": 690}
     for stage, ranks in product((1, 2, 3), (3, 4)):
         yield case(f"uneven/{ranks} ranks, zero-{stage}", devices=ranks, zero_stage=stage)
         yield case(

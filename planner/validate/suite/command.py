@@ -3,7 +3,7 @@
 import os
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib.metadata import version
@@ -42,15 +42,19 @@ class Suite:
         return list((self.folder / "results").glob("deepspeed-*.jsonl"))
 
 
-def main(suite: Suite, arguments: Sequence[str] | None = None) -> int:
+Say = Callable[[str], None]
+"""Prints a line."""
+
+
+def main(suite: Suite, *, say: Say) -> int:
     """Run the command; 1 if a case did not come to an end."""
-    asked = _parser(suite).parse_args(arguments)
+    asked = _parser(suite).parse_args()
     if asked.python:
         _run_under(asked.python)
     if asked.list:
-        print("\n".join(case.name for case in suite.cases))
+        say("\n".join(case.name for case in suite.cases))
         return 0
-    failed = 0 if asked.report else _run(suite, asked)
+    failed = 0 if asked.report else _run(suite, asked, say)
     report(suite)
     return failed
 
@@ -68,7 +72,7 @@ def report(suite: Suite) -> None:
     (suite.folder / "results.md").write_text("\n\n".join(["# Results", *parts]), encoding="utf-8")
 
 
-def _run(suite: Suite, asked: Namespace) -> int:
+def _run(suite: Suite, asked: Namespace, say: Say) -> int:
     from planner.validate.worker import run_rank
 
     os.nice(asked.nice)
@@ -89,7 +93,7 @@ def _run(suite: Suite, asked: Namespace) -> int:
             )
             append(path, measured)
             failed |= not measured.ended
-            print(f"{number}/{len(todo)} {case.name}: {_told(measured)}", flush=True)
+            say(f"{number}/{len(todo)} {case.name}: {_told(measured)}")
     return int(failed)
 
 

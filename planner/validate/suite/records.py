@@ -1,4 +1,4 @@
-"""What a suite measured, as JSON lines that people can read: one line a case, the last one counts."""
+"""What a suite measured, as JSON lines: one line a case, of several of one name the last."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence

@@ -53,9 +53,8 @@ def _errors(peaks: Sequence[Point]) -> str:
 
 
 def _by_axis(rows: Sequence[Beside]) -> str:
-    head = ["| axis | configurations | points | median % | worst % | beyond 0.2 % |",
-            "|---|--:|--:|--:|--:|--:|"]  # fmt: skip
-    return "\n".join(head + [_axis(name, group) for name, group in _grouped(rows)])
+    names = ("axis", "configurations", "points", "median %", "worst %", "beyond 0.2 %")
+    return _rows(names, [_axis(name, group) for name, group in _grouped(rows)])
 
 
 def _axis(name: str, rows: Sequence[Beside]) -> str:
@@ -79,10 +78,10 @@ def _differing(rows: Sequence[Beside], causes: Causes) -> str:
     far = [(row, point) for row in rows for point in row.peaks if _listed(point)]
     if not far:
         return f"No peak is further off than {LISTED:.1%}."
-    head = ["| configuration | rank | phase | planned B | measured B | error % | furthest term "
-            "(planned, measured) | cause |", "|---|--:|---|--:|--:|--:|---|---|"]  # fmt: skip
     far.sort(key=lambda pair: -abs(pair[1].relative_error))
-    return "\n".join(head + [_difference(row, point, causes) for row, point in far])
+    names = ("configuration", "rank", "phase", "planned B", "measured B", "error %",
+             "furthest term (planned, measured)", "cause")  # fmt: skip
+    return _rows(names, [_difference(row, point, causes) for row, point in far])
 
 
 def _difference(row: Beside, point: Point, causes: Causes) -> str:
@@ -108,8 +107,8 @@ def _residents(rows: Sequence[Beside]) -> str:
     ]
     if not wrong:
         return ""
-    head = "| configuration | rank | phase | resident term | planned B | measured B |"
-    return "\n".join([head, "|---|--:|---|---|--:|--:|", *wrong])
+    names = ("configuration", "rank", "phase", "resident term", "planned B", "measured B")
+    return _rows(names, wrong)
 
 
 def _edges(rows: Sequence[Beside]) -> str:
@@ -119,14 +118,12 @@ def _edges(rows: Sequence[Beside]) -> str:
     ranks = [outcome for row in run for outcome in row.outcomes]
     right = sum(each.predicted == each.measured for each in ranks)
     below = [row for row in run if (row.case.capacity or 1) < 1]
-    head = [
+    told = (
         f"At the edge: {len(below)} configurations with 2 % less and {len(run) - len(below)} with "
-        f"2 % more than the predicted peak, {len(ranks)} ranks: {right} ended as planned.",
-        "",
-        "| configuration | capacity | rank: planned, measured |",
-        "|---|--:|---|",
-    ]
-    return "\n".join(head + [_edge(row) for row in run])
+        f"2 % more than the predicted peak, {len(ranks)} ranks: {right} ended as planned."
+    )
+    names = ("configuration", "capacity", "rank: planned, measured where it differs")
+    return "\n\n".join([told, _rows(names, [_edge(row) for row in run])])
 
 
 def _edge(row: Beside) -> str:
@@ -154,6 +151,10 @@ def _failure(row: Beside) -> str:
 def _list(head: str, rows: Sequence[Beside], tell: Callable[[Beside], str]) -> str:
     lines = [f"- {row.case.name}: {' '.join(why.split())}" for row in rows if (why := tell(row))]
     return "\n".join([head, "", *lines]) if lines else ""
+
+
+def _rows(names: Sequence[str], rows: Sequence[str]) -> str:
+    return "\n".join([f"| {' | '.join(names)} |", "|---" * len(names) + "|", *rows])
 
 
 def _peaks(rows: Iterable[Beside]) -> list[Point]:
