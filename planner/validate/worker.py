@@ -6,7 +6,7 @@ import os
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -152,15 +152,16 @@ def _joined(job: Job, place: Place) -> Iterator[None]:
     if job.accelerator != "cuda":
         torch.set_num_threads(1)
     get_accelerator().set_device(place.local_rank)
-    settled = settled_collectives() if job.accelerator == "cpu" else nullcontext()
-    copying = copies_of_gloo() if job.collectives == "fake" else nullcontext()
-    if job.collectives == "fake":
+    fake = job.collectives == "fake"
+    repeatable: AbstractContextManager[None] = nullcontext()
+    if fake:
+        repeatable = copies_of_gloo()
         join_fakes(rank=place.rank, num_ranks=job.num_ranks)
-    backend = (
-        "fake" if job.collectives == "fake" else get_accelerator().communication_backend_name()
-    )
+    elif job.accelerator == "cpu":
+        repeatable = settled_collectives()
+    backend = "fake" if fake else get_accelerator().communication_backend_name()
     try:
-        with settled, copying:
+        with repeatable:
             deepspeed.init_distributed(backend if backend != "ccl" else "gloo")
             yield
     finally:
