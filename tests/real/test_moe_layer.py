@@ -1,9 +1,8 @@
 """DeepSpeed's MoE layer in a transformer: names, allocations one by one, and steps under ZeRO.
 
 Each rank runs on its own, with collectives that return at once. What the tapes leave out, by name:
-the balance loss and the counts of tokens that each layer keeps from pass to pass (12 B an expert
-and 4), scalars, and, in the gate's backward pass, when vectors of one fp32 number a token end; with
-recomputation, also when the gates themselves do.
+the balance loss and the counts of tokens that each layer keeps from pass to pass (8 B an expert
+and 4), scalars, and, in the gate's backward pass, when vectors of one fp32 number a token end.
 """
 
 from pathlib import Path
@@ -29,8 +28,6 @@ INDICES_BYTES = 1100
 """Allocations up to this size are index vectors and scalars; the stem's are the first three."""
 STEM = 3
 VECTORS_BYTES = 1024
-GATES_BYTES = 2048 + 100
-"""Tokens times experts in fp32, and the scalars."""
 
 MODEL = {
     "model_type": "qwen3_moe", "hidden_size": 128, "intermediate_size": 256,
@@ -81,9 +78,12 @@ TRAININGS = {
             model={"num_hidden_layers": 2},
             layout={"ep": ep, "zero_stage": stage},
         )
-        for stage in (1, 2)
+        for stage in (0, 1, 2)
         for ep in (1, 2)
     },
+    "zero-0, tensor by tensor": case(
+        "train", training={"optimizer_kernel": "loop"}, layout={"ep": 2, "zero_stage": 0}
+    ),
     "zero-1, fp32": case(
         "train", training={"precision": "fp32"}, layout={"ep": 2, "zero_stage": 1}
     ),
@@ -116,7 +116,6 @@ def measured(tmp_path_factory):
 @pytest.mark.parametrize("name", TRACES)
 def test_every_allocation_is_the_tapes(measured, name):
     _, ranks = measured[name]
-    slack = GATES_BYTES if name == "recompute" else VECTORS_BYTES
     for rank in ranks:
         real, ours = (
             [entry for entry in rank[whose] if entry[0] > INDICES_BYTES]
@@ -124,7 +123,7 @@ def test_every_allocation_is_the_tapes(measured, name):
         )
         assert [size for size, _ in real] == [size for size, _ in ours]
         pairs = list(zip(real, ours, strict=True))[STEM:]
-        apart = [(a, b) for a, b in pairs if abs(a[1] - b[1]) > slack]
+        apart = [(a, b) for a, b in pairs if abs(a[1] - b[1]) > VECTORS_BYTES]
         assert not apart, apart[:6]
         assert abs(max(a[1] for a in real) - max(b[1] for b in ours)) <= INDICES_BYTES
 

@@ -26,6 +26,7 @@ from planner.model.load import load_model
 from planner.spec.load import Spec, load
 from planner.validate.ledger import Ledger
 from planner.validate.reference.experts import DeepSpeedExperts
+from planner.validate.train.optimizer import make_optimizer
 from tests.real.activations_measure import DTYPES, Trace, large, replay
 
 
@@ -106,7 +107,7 @@ def train(spec: Spec, described: Model, model: nn.Module, ledger: Ledger, steps:
             model_parameters=split_params_into_different_moe_groups_for_optimizer(
                 {"params": list(model.parameters()), "name": "all"}
             ),
-            optimizer=lambda groups: torch.optim.AdamW(groups, lr=1e-4, fused=True),
+            optimizer=lambda groups: make_optimizer(groups, spec.training),
             config=config(
                 training=spec.training,
                 layout=spec.layout,

@@ -62,9 +62,6 @@ def _experts(case: Case) -> Iterator[Refusal]:
     if case.layout.tp > 1:
         what = "how DeepSpeed's MoE layer shares tokens among tensor-parallel ranks"
         yield _unknown("layout.tp", what, "use tp: 1, or deepspeed.expert_engine: autoep")
-    if case.layout.zero_stage == 0:
-        what = "what DeepSpeed without ZeRO holds for the groups of its MoE layer's experts"
-        yield _unknown("layout.zero_stage", what, "use zero_stage: 1 or 2")
     if case.before(0, 19, 4):
         what = f"routing by dense masks, as DeepSpeed {case.deepspeed.version} does it,"
         yield _unknown("deepspeed.version", what, "use 0.19.4 or later")

@@ -5,6 +5,7 @@ Its twin on the paper machine is ``planner.activations.programs.deepspeed_moe``.
 """
 
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from deepspeed.moe.layer import MoE
@@ -31,6 +32,16 @@ class Expert(nn.Module):
         return self.down_proj(self.activation(self.gate_proj(hidden)) * self.up_proj(hidden))
 
 
+def _without_graph(gate: nn.Module, given: Any, told: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The balance loss as a number: it is not trained here.
+
+    ``MOELayer`` keeps it until its next pass, and with it a graph: where blocks are recomputed, all
+    that the recomputed pass saved before the experts, which no backward pass comes to free.
+    """
+    del gate, given
+    return told[0].detach(), *told[1:]
+
+
 class DeepSpeedExperts(nn.Module):
     """In the place of a block's experts: router and routed ones in ``moe``, then the shared."""
 
@@ -48,6 +59,7 @@ class DeepSpeedExperts(nn.Module):
             k=facts.experts_per_token,
             **asdict(rules),
         ).to(dtype)
+        self.moe.deepspeed_moe.gate.register_forward_hook(_without_graph)
         self._add_shared(layer, facts, hidden_size, dtype)
 
     def _add_shared(self, layer: Layer, facts: Moe, hidden_size: int, dtype: torch.dtype) -> None:
