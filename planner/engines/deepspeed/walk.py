@@ -165,8 +165,8 @@ def _go_through(timeline: Timeline, layer: Pass, strategy: Strategy, *, backward
 def _act(timeline: Timeline, mark: Mark, strategy: Strategy, layer: Pass) -> None:
     own = _registered(layer, mark.parameters)
     if mark.kind == "gradient":
-        for parameter in own:
-            strategy.gradient(timeline, parameter)
+        for place in _places(layer, mark.parameters):
+            strategy.gradient(timeline, layer.offset + place)
     elif mark.kind == "enter":
         inside = None if mark.inside is None else _registered(layer, mark.inside)
         strategy.enter(timeline, own, backward=mark.backward, inside=inside)
@@ -176,7 +176,12 @@ def _act(timeline: Timeline, mark: Mark, strategy: Strategy, layer: Pass) -> Non
 
 def _registered(layer: Pass, parameters: tuple[int, ...]) -> range:
     """Indices in the optimizer's order: a module's parameters are registered side by side."""
-    places = [place for index in parameters for place in layer.places[index]]
+    places = _places(layer, parameters)
     if not places:
         return range(0)
     return range(layer.offset + min(places), layer.offset + max(places) + 1)
+
+
+def _places(layer: Pass, parameters: tuple[int, ...]) -> list[int]:
+    """Which of the layer's own: what transformers fuses has other parameters between its parts."""
+    return [place for index in parameters for place in layer.places[index]]
