@@ -1,10 +1,13 @@
 """From a layer and a training set-up to its tape."""
 
-from functools import lru_cache
+from dataclasses import replace
+from functools import lru_cache, partial
 
+from planner.activations.chunks import chunks, holding_input
 from planner.activations.eager import Backend
 from planner.activations.fold import by_label, fold, handed_down
 from planner.activations.programs.case import Case
+from planner.activations.rooms import Shapes
 from planner.activations.run import Pass, run_layer
 from planner.activations.tape import LayerTape
 from planner.layout.tensor import TensorCut, local_shape, tensor_cut
@@ -28,6 +31,7 @@ def layer_tape(
     backend: Backend = "cuda",
     in_place: bool | None = None,
     modules: bool = False,
+    following: tuple[Layer, ...] = (),
 ) -> LayerTape:
     """What one micro-batch allocates and frees in one pass through ``layer``.
 
@@ -40,7 +44,7 @@ def layer_tape(
     ``backend``: whose kernels run. ``in_place``: gradients are added up in place, which they are
     not under a Python ledger (`eager.autograd.accumulate`); None: on CUDA. ``gradient_kept``:
     somebody else holds the gradient of the output, and counts it. ``modules``: mark where modules
-    are entered and left, as ZeRO-3 needs it.
+    are entered and left, as ZeRO-3 needs it. ``following``: blocks in the same checkpoint.
     """
     run = run_once(
         layer,
@@ -54,6 +58,7 @@ def layer_tape(
         backend=backend,
         in_place=in_place,
         modules=modules,
+        following=following,
     )
     machine = run.machine
     saved_entry = machine.sizes[run.entry] if run.input_saved else 0
@@ -67,6 +72,7 @@ def layer_tape(
         output_bytes=run.output_bytes,
         held_bytes=run.held_bytes,
         input_saved=run.input_saved,
+        firsts=run.firsts,
     )
 
 
@@ -84,28 +90,47 @@ def stage_tapes(
 ) -> tuple[LayerTape, ...]:
     """The tapes of a pipeline stage's layers, or of a whole model's, in the order of forward.
 
+    One for each layer, and one for several blocks that are recomputed together.
+
     ``gradient_kept``: somebody else holds the gradient of the last layer's output.
     """
-    made: dict[tuple[int, bool, bool, bool], LayerTape] = {}
-    tapes = []
-    for place, (layer, tied, boundary) in enumerate(placed(layers, tied=model.tied)):
-        kept = gradient_kept and place == len(layers) - 1
-        key = (id(layer), tied, boundary, kept)
+    make = partial(
+        layer_tape,
+        model=model,
+        layout=layout,
+        deepspeed=deepspeed,
+        backend=backend,
+        in_place=in_place,
+        modules=modules,
+    )
+    places = placed(layers, tied=model.tied)
+    plain = replace(training, recompute="none")
+    made: dict[tuple[object, ...], LayerTape] = {}
+
+    def made_once(first: int, last: int, told: Training) -> LayerTape:
+        layer, tied, boundary = places[first]
+        kept = gradient_kept and last == len(layers) - 1
+        following = layers[first + 1 : last + 1]
+        key = (id(layer), *map(id, following), tied, boundary, kept, id(told))
         if key not in made:
-            made[key] = layer_tape(
+            made[key] = make(
                 layer,
-                model=model,
-                training=training,
-                layout=layout,
-                deepspeed=deepspeed,
+                training=told,
                 tied_head=tied,
                 boundary=boundary,
                 gradient_kept=kept,
-                backend=backend,
-                in_place=in_place,
-                modules=modules,
+                following=following,
             )
-        tapes.append(made[key])
+        return made[key]
+
+    tapes: list[LayerTape] = []
+    for chunk in chunks(layers, training, layout, deepspeed):
+        blocks_told = plain if training.recompute == "full" and not chunk.checkpoint else training
+        own = [
+            made_once(first, last, blocks_told if layers[first].kind == "block" else training)
+            for first, last in chunk.passes
+        ]
+        tapes += holding_input(own, tapes[-1].output_bytes if tapes else 0)
     return tuple(tapes)
 
 
@@ -154,6 +179,7 @@ def run_once(
     backend: Backend = "cuda",
     in_place: bool | None = None,
     modules: bool = False,
+    following: tuple[Layer, ...] = (),
 ) -> Pass:
     """The layer's events before they are folded; ``in_place`` None: as the backend does."""
     boundary = boundary and training.implementation != "reference"
@@ -192,10 +218,11 @@ def run_once(
         backend=backend,
         in_place=backend == "cuda" if in_place is None else in_place,
         modules=modules,
+        following=[
+            (replace(case, layer=block), _local_shapes(block, model, layout, training))
+            for block in following
+        ],
     )
-
-
-Shapes = tuple[tuple[int, ...], ...]
 
 
 def _local_shapes(layer: Layer, model: Model, layout: Layout, training: Training) -> Shapes:

@@ -1,6 +1,6 @@
 """Runs a layer's program forward and backward on a new machine."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,8 +21,9 @@ from planner.activations.programs.keeping import checkpoints_by_function, keepin
 from planner.activations.programs.modules import normalise, turn
 from planner.activations.programs.reentrant import reentrant
 from planner.activations.programs.shared import Shared, find_shared, leave_blocks
+from planner.activations.rooms import Room, Shapes, furnished
 from planner.activations.tape import Mark
-from planner.layout.experts import LEAF, ExpertCut, expert_holder, expert_pieces, gathered_whole
+from planner.layout.experts import LEAF, expert_holder, gathered_whole
 from planner.layout.tensor import cut_style
 from planner.memory.terms import Term
 from planner.model.description import Moe
@@ -41,6 +42,8 @@ class Pass:
     """The allocation that is the layer's input; 0: none."""
     output_bytes: int
     held_bytes: int = 0
+    firsts: tuple[int, ...] = (0,)
+    """Numbers of each layer's first parameter."""
 
     @property
     def input_saved(self) -> bool:
@@ -50,21 +53,21 @@ class Pass:
 
 def run_layer(
     case: Case,
-    shapes: tuple[tuple[int, ...], ...],
+    shapes: Shapes,
     *,
     backend: Backend,
     in_place: bool,
     modules: bool,
+    following: Sequence[tuple[Case, Shapes]] = (),
 ) -> Pass:
-    """Run the layer; ``shapes`` are those of its parameters on this rank."""
+    """Run the layer; ``shapes`` are those of its parameters on this rank.
+
+    ``following``: more blocks, which are recomputed together with this one.
+    """
     machine = Machine(backend=backend, in_place=in_place, modules=modules)
     machine.leaf = LEAF if gathered_whole(case.family, case.layer, holder=_holder(case)) else None
-    native = expert_holder(case.layout, case.deepspeed) == "moe"
-    for index, parameter in enumerate(case.layer.parameters):
-        if not (native and parameter.routed):
-            machine.parameter(parameter.name, index, shapes[index], case.dtype)
-    if native:
-        _place_experts(machine, case)
+    rooms = tuple(furnished(machine, [(case, shapes), *following]))
+    rooms[0].enter(machine)
     if case.layout.tp > 1 and cut_style(case.layout, case.training) == "autotp":
         machine.cuts = _cuts(case, shapes)
     match case.layer.kind:
@@ -73,20 +76,10 @@ def run_layer(
         case "head":
             return _run_head(machine, case, shapes[len(case.layer.parameters) :])
         case _:
-            return _run_inner(machine, case)
+            return _run_inner(machine, case, rooms)
 
 
-def _place_experts(machine: Machine, case: Case) -> None:
-    """DeepSpeed's MoE layer: each expert's matrices, which count after the layer's own."""
-    own = case.layer.parameters
-    routed = [index for index, parameter in enumerate(own) if parameter.routed]
-    pieces = expert_pieces(own, routed, ExpertCut("moe", case.layout.ep, 1)) if routed else []
-    for index, (source, piece) in enumerate(pieces, len(own)):
-        columns = own[source].shape[-1]
-        machine.parameter(piece.name, index, (piece.numel // columns, columns), case.dtype)
-
-
-def _cuts(case: Case, shapes: tuple[tuple[int, ...], ...]) -> dict[str, Cut]:
+def _cuts(case: Case, shapes: Shapes) -> dict[str, Cut]:
     """Which linears AutoTP has put its own in the place of, and what they hold of the weight."""
     cuts: dict[str, Cut] = {}
     for parameter, shape in zip(case.layer.parameters, shapes, strict=False):
@@ -108,8 +101,8 @@ MATRIX = 2
 """Dims of a linear's weight."""
 
 
-def _run_inner(machine: Machine, case: Case) -> Pass:
-    """A block or the last norm: hidden states in, hidden states out."""
+def _run_inner(machine: Machine, case: Case, rooms: Sequence[Room]) -> Pass:
+    """Some blocks or the last norm: hidden states in, hidden states out."""
     collected: list[Tensor] = []
     hidden = _input(machine, case, collected)
     entry = hidden.storage.index
@@ -119,7 +112,7 @@ def _run_inner(machine: Machine, case: Case) -> Pass:
         output = normalise(machine, case.norm, hidden, _own_name(case))
         leave_blocks(machine, case)
     else:
-        output = _run_block(machine, case, hidden, find_shared(machine, case))
+        output = _run_blocks(machine, rooms, hidden, find_shared(machine, case))
     first = case.boundary and case.layer.kind == "block"
     unsaved = hidden.storage.references == 1 and not case.recomputed
     if first and case.layout.pp == 1 and unsaved:
@@ -130,25 +123,34 @@ def _run_inner(machine: Machine, case: Case) -> Pass:
         output = machine.close_model(output)
     handed = _hand_on(machine, output)
     del output
-    return _finish(machine, case, handed, entry=entry)
+    firsts = tuple(room.first for room in rooms)
+    return _finish(machine, case, handed, entry=entry, firsts=firsts)
 
 
-def _run_block(machine: Machine, case: Case, hidden: Tensor, shared: Shared) -> Tensor:
-    """A block, as a checkpoint where training recomputes it.
+def _run_blocks(machine: Machine, rooms: Sequence[Room], hidden: Tensor, shared: Shared) -> Tensor:
+    """A block, or several as one checkpoint; recomputed where training says so.
 
     Pipelines and Megatron recompute inside an autograd function, transformers without reentry.
     """
+    case = rooms[0].case
 
     def run(x: Tensor) -> Tensor:
-        if case.training.implementation == "megatron":
-            return megatron.block(machine, case, x, mixture=_mixture)
-        if case.own_layers:
-            return reference.block(machine, case, x, mixture=_mixture)
-        return hf_blocks.block(machine, case, x, shared)
+        for room in rooms:
+            room.enter(machine)
+            x = _run_block(machine, room.case, x, shared)
+        return x
 
     if case.own_layers:
         return _checkpointed(machine, case, run, hidden)
     return machine.module("", lambda x: _checkpointed(machine, case, run, x), hidden)
+
+
+def _run_block(machine: Machine, case: Case, hidden: Tensor, shared: Shared) -> Tensor:
+    if case.training.implementation == "megatron":
+        return megatron.block(machine, case, hidden, mixture=_mixture)
+    if case.own_layers:
+        return reference.block(machine, case, hidden, mixture=_mixture)
+    return hf_blocks.block(machine, case, hidden, shared)
 
 
 def _checkpointed(
@@ -184,6 +186,9 @@ def _run_stem(machine: Machine, case: Case) -> Pass:
     if case.boundary:
         for tensor in shared.saved:
             machine.disown(machine.book(tensor, Term.ACTIVATIONS))
+    if output.edge is None:
+        # Frozen embeddings: ``enable_input_require_grads`` makes the blocks' input a leaf.
+        output.edge = (Sink(lambda gradient: None, seq=PARAMETER_FIRST), 0)
     handed = _hand_on(machine, output)
     del output
     # Without a boundary what the blocks share lives until the stem's backward pass begins.
@@ -211,6 +216,7 @@ def _finish(
     *,
     entry: int = 0,
     ending: Shared | None = None,
+    firsts: tuple[int, ...] = (0,),
 ) -> Pass:
     """Take stock between the passes, then run backward."""
     machine.settle()
@@ -219,7 +225,7 @@ def _finish(
     if ending is not None:
         ending.saved.clear()
         ending.passing.clear()
-    tied = case.tied_head and case.layer.kind == "stem"
+    tied = case.tied_head and case.layer.kind == "stem" and _trains_embedding(case)
     waiting = [_tied_gradient(machine, case)] if tied else []
     _run_from_output(machine, case, handed, waiting)
     return Pass(
@@ -229,6 +235,7 @@ def _finish(
         saved=saved,
         entry=entry,
         output_bytes=handed.size,
+        firsts=firsts,
     )
 
 
@@ -295,6 +302,9 @@ def _tied_weight(machine: Machine, case: Case, shape: tuple[int, ...]) -> None:
     copy, which counts after the head's own parameters.
     """
     name = f"{hf_ends.HEAD}.weight"
+    if not _trains_embedding(case):
+        machine.parameters[name] = machine.uncounted(shape, case.dtype)
+        return
     if not case.tied_head:
         machine.parameter(name, len(case.layer.parameters), shape, case.dtype)
         return
@@ -317,3 +327,8 @@ def _tied_gradient(machine: Machine, case: Case) -> tuple[Sink, Tensor]:
     assert isinstance(sink, Sink)
     whole = machine.book(machine.external(weight.shape, case.dtype), Term.GRADIENTS)
     return sink, turn(turn(whole))
+
+
+def _trains_embedding(case: Case) -> bool:
+    stem = case.stem or case.layer
+    return next(p.trained for p in stem.parameters if p.component == "embedding")

@@ -59,3 +59,27 @@ class LayerTape:
     input_saved: bool = False
     """The layer keeps its input for the backward pass. If not, its forward pass ends by freeing
     it, which is too early where somebody else (a pipeline's buffer) still holds it."""
+    firsts: tuple[int, ...] = (0,)
+    """For each layer that the tape goes through (most are of one): the number that marks have for
+    its first parameter."""
+
+
+def begun(segments: tuple[Segment, ...], size: int) -> tuple[Segment, ...]:
+    """The same pass with so many bytes more saved from its start on."""
+    first, *others = segments
+    return (
+        first._replace(peak=_plus(first.peak, size), net=_plus(first.net, size)),
+        *others,
+    )
+
+
+def ended(segments: tuple[Segment, ...], size: int) -> tuple[Segment, ...]:
+    """The same pass with so many bytes more saved at its end."""
+    *others, last = segments
+    return (*others, last._replace(net=_plus(last.net, size)))
+
+
+def _plus(changes: tuple[tuple[Term, int], ...], size: int) -> tuple[tuple[Term, int], ...]:
+    sums = dict(changes)
+    sums[Term.ACTIVATIONS] = sums.get(Term.ACTIVATIONS, 0) + size
+    return tuple(sums.items())

@@ -10,9 +10,8 @@ from dataclasses import dataclass, replace
 
 from planner.activations.eager import Backend
 from planner.activations.programs.keeping import checkpoints_by_function, keeping
-from planner.activations.tape import LayerTape, Segment
+from planner.activations.tape import LayerTape, begun, ended
 from planner.layout.stage import Stage
-from planner.memory.terms import Term
 from planner.spec.deepspeed import DeepSpeed
 from planner.spec.layout import Layout
 from planner.spec.training import Training
@@ -92,34 +91,17 @@ def _with_room(tape: LayerTape, number: int, checkpoints: Checkpoints) -> LayerT
     piece = checkpoints.piece_bytes
     room = checkpoints.deepspeed.activation_checkpointing.number_checkpoints or 0
     made = room * piece if number == 0 else 0
-    tape = replace(tape, forward=_begun(tape.forward, made - piece))
+    tape = replace(tape, forward=begun(tape.forward, made - piece))
     if number < checkpoints.count - 1:
         return tape
-    return replace(tape, backward=_begun(tape.backward, (checkpoints.count - room) * piece))
+    return replace(tape, backward=begun(tape.backward, (checkpoints.count - room) * piece))
 
 
 def _leaving(tape: LayerTape, number: int, checkpoints: Checkpoints) -> LayerTape:
     """The input before the last leaves the device, and comes back when it is used."""
     size = checkpoints.input_bytes
     if number >= ON_DEVICE:
-        *others, last = tape.forward
-        last = last._replace(net=_plus(last.net, -size))
-        tape = replace(tape, forward=(*others, last))
+        tape = replace(tape, forward=ended(tape.forward, -size))
     if number < checkpoints.count - ON_DEVICE:
-        tape = replace(tape, backward=_begun(tape.backward, size))
+        tape = replace(tape, backward=begun(tape.backward, size))
     return tape
-
-
-def _begun(segments: tuple[Segment, ...], size: int) -> tuple[Segment, ...]:
-    """The same pass with so many bytes more saved from its start on."""
-    first, *others = segments
-    return (
-        first._replace(peak=_plus(first.peak, size), net=_plus(first.net, size)),
-        *others,
-    )
-
-
-def _plus(changes: tuple[tuple[Term, int], ...], size: int) -> tuple[tuple[Term, int], ...]:
-    sums = dict(changes)
-    sums[Term.ACTIVATIONS] = sums.get(Term.ACTIVATIONS, 0) + size
-    return tuple(sums.items())

@@ -45,9 +45,10 @@ def config(
 
 
 def _pipeline(pipeline: Pipeline) -> dict[str, Any]:
-    """How boundaries are cut (runtime/config.py:274); the rest is told to the `PipelineModule`."""
-    names = ("pipe_partitioned", "grad_partitioned")
-    return {name: False for name in names if not getattr(pipeline, name)}
+    """What the engine reads (runtime/config.py:274); the rest is told to the `PipelineModule`."""
+    names = ("activation_checkpoint_interval", "pipe_partitioned", "grad_partitioned")
+    changed = _changed(asdict(pipeline), asdict(Pipeline()))
+    return {name: changed[name] for name in names if name in changed}
 
 
 def _zero(zero: Zero, stage: int) -> dict[str, Any]:

@@ -47,12 +47,13 @@ def _recompute(case: Case) -> Iterator[Refusal]:
             "",
             "use none or full, or implementation: reference",
         )
-    if case.deepspeed.pipeline.activation_checkpoint_interval:
+    interval = case.deepspeed.pipeline.activation_checkpoint_interval
+    if interval and case.layout.pp > 1 and training.recompute != "full":
         yield Refusal(
-            "deepspeed.pipeline.activation_checkpoint_interval",
-            "the planner counts one checkpoint a block, and not by this key",
-            "",
-            "leave it out and use training.recompute: full",
+            "training.recompute",
+            f"a pipeline with activation_checkpoint_interval: {interval} recomputes its blocks",
+            "runtime/pipe/engine.py:217",
+            "write recompute: full",
         )
 
 
@@ -125,8 +126,8 @@ def _beyond_reference(model: Model) -> set[str]:
         if layer.norm is not None and not layer.norm.affine:
             found.add("norms without weights")
         if layer.attention is not None:
-            names = ("alibi", "sinks", "softcap")
-            found |= {name for name in names if getattr(layer.attention, name)}
+            parts = ("alibi", "sinks", "softcap")
+            found |= {name for name in parts if getattr(layer.attention, name)}
     return found
 
 

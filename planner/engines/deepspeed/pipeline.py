@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from planner.activations.tape import LayerTape
+from planner.activations.chunks import chunks
+from planner.activations.tape import LayerTape, begun, ended
 from planner.engines.deepspeed.strategy import Setup, Strategy
 from planner.engines.deepspeed.walk import Pass, backward, forward, passes
 from planner.layout.schedule import (
@@ -34,8 +35,6 @@ PHASES: dict[Action, str] = {
     "step": "step",
 }
 """The phase that an instruction counts to."""
-
-Changes = tuple[tuple[Term, int], ...]
 
 TOKEN_BYTES = 8
 """Token ids and labels are int64."""
@@ -251,11 +250,12 @@ def _put(timeline: Timeline, slot: Slot, size: int) -> None:
 
 def _keeping_tokens(tape: LayerTape, token_bytes: int) -> LayerTape:
     """The stem keeps the copy of the token ids until its weight's gradient has been computed."""
-    made, *others = tape.forward
-    used, *rest = tape.backward
-    made = made._replace(peak=_plus(made.peak, token_bytes), net=_plus(made.net, token_bytes))
-    used = used._replace(net=_plus(used.net, -token_bytes))
-    return replace(tape, forward=(made, *others), backward=(used, *rest))
+    used, rest = tape.backward[:1], tape.backward[1:]
+    return replace(
+        tape,
+        forward=begun(tape.forward, token_bytes),
+        backward=(*ended(used, -token_bytes), *rest),
+    )
 
 
 def _looks_up_copies(setup: Setup) -> bool:
@@ -263,17 +263,11 @@ def _looks_up_copies(setup: Setup) -> bool:
     return setup.layout.tp > 1 and setup.training.implementation == "reference"
 
 
-def _plus(changes: Changes, size: int) -> Changes:
-    """The same changes with some more (or less) saved."""
-    sums = dict(changes)
-    sums[Term.ACTIVATIONS] = sums.get(Term.ACTIVATIONS, 0) + size
-    return tuple(sums.items())
-
-
 def _empties_inputs(stage: Stage, setup: Setup) -> bool:
-    partitions = setup.deepspeed.activation_checkpointing.partition_activations
-    block = stage.layers[0].placed.layer.kind == "block"
-    return block and partitions and setup.training.recompute == "full"
+    if not setup.deepspeed.activation_checkpointing.partition_activations:
+        return False
+    layers = [layer.placed.layer for layer in stage.layers]
+    return chunks(layers, setup.training, setup.layout, setup.deepspeed)[0].checkpoint
 
 
 def pipeline_walk(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from planner.activations.chunks import chunks
 from planner.activations.eager import Backend
 from planner.activations.layers import stage_tapes
 from planner.activations.tape import LayerTape
@@ -88,8 +89,10 @@ def _as_run(run: Run) -> Training:
 
 def checkpoints(run: Run, stage: Stage) -> Checkpoints:
     """The activation checkpoints of a stage, if its blocks are recomputed by DeepSpeed."""
+    layers = [layer.placed.layer for layer in stage.layers]
+    made = chunks(layers, run.training, run.layout, run.deepspeed)
     return Checkpoints(
-        count=sum(layer.placed.layer.kind == "block" for layer in stage.layers),
+        count=sum(chunk.checkpoint for chunk in made),
         input_bytes=_hidden_bytes(run),
         training=run.training,
         layout=run.layout,

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import islice
 from typing import NamedTuple
 
 from planner.activations.tape import LayerTape, Mark, Segment
@@ -22,7 +23,7 @@ class Move(NamedTuple):
 
 
 class Pass(NamedTuple):
-    """One layer of a stage as the walk goes through it."""
+    """One layer of a stage, or some that are recomputed together, as the walk goes through it."""
 
     tape: LayerTape
     forward: tuple[Move, ...]
@@ -34,13 +35,20 @@ class Pass(NamedTuple):
 
 
 def passes(stage: Stage, tapes: Sequence[LayerTape]) -> tuple[Pass, ...]:
-    """The layers of a stage in forward order, each with its tape."""
+    """The layers of a stage in forward order, each with its tape; several may have one."""
     starts = offsets(stage)
     embedding = embedding_place(stage.layers[0]) + starts[0] if starts else 0
-    return tuple(
-        Pass(tape, *_compiled(tape), offset, (*layer.places, *_beyond(layer, embedding - offset)))
-        for tape, offset, layer in zip(tapes, starts, stage.layers, strict=True)
-    )
+    layers = zip(starts, stage.layers, strict=True)
+    return tuple(_pass(tape, list(islice(layers, len(tape.firsts))), embedding) for tape in tapes)
+
+
+def _pass(tape: LayerTape, layers: Sequence[tuple[int, LocalLayer]], embedding: int) -> Pass:
+    offset = layers[0][0]
+    places: list[tuple[int, ...]] = []
+    for first, (start, layer) in zip(tape.firsts, layers, strict=True):
+        own = (*layer.places, *_beyond(layer, embedding - start))
+        places[first:] = [tuple(place + start - offset for place in at) for at in own]
+    return Pass(tape, *_compiled(tape), offset, tuple(places))
 
 
 def _beyond(layer: LocalLayer, embedding: int) -> Iterator[tuple[int, ...]]:

@@ -17,12 +17,29 @@ Shape = tuple[int, ...]
 
 @dataclass(slots=True, kw_only=True)
 class TensorGroup:
-    """The ranks that tensor parallelism cuts a layer over."""
+    """The ranks that tensor parallelism cuts a layer over.
+
+    It is also what `deepspeed.checkpointing.configure` asks, since DeepSpeed's own grid cannot
+    answer: it has no ``get_tensor_model_parallel_group`` (runtime/pipe/topology.py:462-475 of
+    0.19.8).
+    """
 
     rank: int
     size: int
     group: Any = None
     """torch's process group, once it has been made."""
+
+    def get_tensor_model_parallel_rank(self) -> int:
+        """Its own place."""
+        return self.rank
+
+    def get_tensor_model_parallel_world_size(self) -> int:
+        """How many there are."""
+        return self.size
+
+    def get_tensor_model_parallel_group(self) -> Any:
+        """Those who share a tensor."""
+        return self.group
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

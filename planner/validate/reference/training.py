@@ -7,6 +7,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.moe.utils import is_moe_param, split_params_into_different_moe_groups_for_optimizer
 from deepspeed.runtime.pipe.topology import PipelineParallelGrid, PipeModelDataParallelTopology
 
 from planner.layout.ranks import coordinates
@@ -52,7 +53,7 @@ class Reference:
         layout = setting.layout
         with _zero_init(written, layout.zero_stage):
             model = self._model(setting)
-        groups = parameter_groups(model.parameters(), setting.training)
+        groups = _expert_groups(parameter_groups(model.parameters(), setting.training))
         grid = _grid(setting) if layout.pp == 1 and layout.tp > 1 else None
         engine, *_ = deepspeed.initialize(
             model=model,
@@ -60,6 +61,7 @@ class Reference:
             config=written,
             mpu=grid,
         )
+        _configure_checkpoints(setting)
         self._prepare(setting, engine)
         return engine
 
@@ -119,6 +121,29 @@ def make_experts(placed: Placed, setting: Setting) -> torch.nn.Module:
         ep=setting.layout.ep,
         rules=setting.deepspeed.moe,
         dtype=setting.dtype,
+    )
+
+
+def _expert_groups(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Experts of DeepSpeed's layer apart, as its optimizers ask for (moe/utils.py:57)."""
+    if not any(is_moe_param(weight) for group in groups for weight in group["params"]):
+        return groups
+    named = [group | {"name": str(place)} for place, group in enumerate(groups)]
+    split = split_params_into_different_moe_groups_for_optimizer(named)
+    return [group for group in split if group["params"]]
+
+
+def _configure_checkpoints(setting: Setting) -> None:
+    """What the engine leaves to the training code; without a pipeline torch's checkpoints run."""
+    if setting.layout.pp == 1 or setting.training.recompute != "full":
+        return
+    keys = setting.deepspeed.activation_checkpointing
+    deepspeed.checkpointing.configure(
+        setting.tensor,
+        partition_activations=keys.partition_activations,
+        contiguous_checkpointing=keys.contiguous_memory_optimization,
+        num_checkpoints=keys.number_checkpoints,
+        checkpoint_in_cpu=keys.cpu_checkpointing,
     )
 
 

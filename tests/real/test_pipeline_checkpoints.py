@@ -1,0 +1,48 @@
+"""Checkpoints of several blocks, ``activation_checkpoint_interval``, in whole pipelines."""
+
+import pytest
+
+pytest.importorskip("deepspeed")
+
+from tests.real.whole_plans import LLAMA, Case, differences
+
+pytestmark = pytest.mark.real
+
+
+def case(interval, *, pp=2, tp=1, method="uniform", model=LLAMA, precision="bf16", **others):
+    pipeline = {"activation_checkpoint_interval": interval, "partition_method": method}
+    pipeline |= {"pipe_partitioned": False, "grad_partitioned": False}
+    return Case(
+        pp * tp,
+        {
+            "model": model,
+            "layout": {"pp": pp, "tp": tp},
+            "training": {"recompute": "full", "precision": precision},
+            "deepspeed": {
+                "zero_optimization": {"reduce_bucket_size": 50_000},
+                "pipeline": pipeline,
+                **others,
+            },
+        },
+    )
+
+
+CASES = {
+    "one by one": case(1),
+    "pairs": case(2),
+    "pairs, uneven stages, fp32": case(2, method="type:decoder", precision="fp32"),
+    "triples, tied ends": case(3, model=LLAMA | {"tie_word_embeddings": True}),
+    "pairs, tensors in two, pieces": case(
+        2, tp=2, activation_checkpointing={"partition_activations": True}
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    return differences(CASES, tmp_path_factory.mktemp("plans"))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_plan_is_what_deepspeed_allocates(found, name):
+    assert not found[name], "\n".join(found[name])
