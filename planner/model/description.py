@@ -33,15 +33,25 @@ Component = Literal[
     "shared_experts",
     "norm",
     "head",
+    "adapter",
     "vision",
     "other",
 ]
-"""vision: an image tower with its projector; other: what an imported model does not tell."""
+"""adapter: beside a frozen matrix (`model.adapters`).
+
+vision: an image tower with its projector; other: what an imported model does not tell."""
+
+
+Storage = Literal["model", "fp32", "fp32_autocast", "nf4", "nf4_double", "gptq"]
+"""How a tensor lies in memory and is used.
+
+model: in the training's precision; fp32: whatever that is; fp32_autocast: the same, cast where it
+is used; the rest: four bits an element, with constants."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameter:
-    """One trainable tensor, under the name that the framework's own model gives it."""
+    """One tensor, under the name that the framework's own model gives it."""
 
     name: str
     """Inside a `Layer`: relative to the layer's prefix."""
@@ -51,6 +61,9 @@ class Parameter:
     """The tensor dim that tensor parallelism cuts; None: every rank holds the whole."""
     routed: bool = False
     """Belongs to the routed experts; dim 0 of ``shape`` counts them, biases included."""
+    trained: bool = True
+    """False: frozen, so that it has neither a gradient nor optimizer states."""
+    stored: Storage = "model"
 
     @property
     def numel(self) -> int:

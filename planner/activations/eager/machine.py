@@ -45,6 +45,10 @@ class Machine:
         self.sequence = 0
         self.parameters: dict[str, Tensor] = {}
         self.indices: dict[str, int] = {}
+        self.packed: dict[str, bool] = {}
+        """Weights of four bits an element, and whether a product unpacks them first."""
+        self.autocast: str | None = None
+        """To which dtype products cast the weights of adapters; None: not at all."""
         self.cuts: dict[str, Cut] = {}
         """How tensor parallelism has cut the weight of a module; most are whole."""
 

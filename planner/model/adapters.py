@@ -1,0 +1,120 @@
+"""A model that is not trained as a whole: low-rank adapters, frozen and quantised weights.
+
+Sources: peft 0.13, tuners/lora/layer.py (``Linear``) and tuners/lora/bnb.py (``Linear4bit``);
+bitsandbytes 0.44, functional.py (``quantize_4bit``); AutoGPTQ 0.7, qlinear_tritonv2.py.
+"""
+
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, replace
+
+from planner.model.description import Component, Layer, Model, Parameter, Placed, Storage
+from planner.units import ceil_div
+
+MATRIX = 2
+"""Dims of what an adapter stands beside."""
+
+DOWN, UP = "lora_A.default.weight", "lora_B.default.weight"
+"""Inside of the module that has an adapter: (r, in) and (out, r)."""
+
+PACKED: Mapping[Storage, bool] = {"nf4": True, "nf4_double": True, "gptq": False}
+"""Four-bit kinds, and whether a product first makes the whole matrix of the model's precision:
+bitsandbytes 0.44, autograd/_functions.py (``MatMul4Bit``); GPTQ's kernel unpacks as it goes."""
+
+_BLOCK = 64
+"""Elements of nf4 that share a constant, and of GPTQ's 128 a scale and a zero."""
+_CONSTANTS_BLOCK = 256
+_GROUP = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuning:
+    """What is trained, and how the rest lies in memory."""
+
+    rank: int
+    targets: frozenset[Component]
+    """Whose matrices have an adapter."""
+    base: Storage = "model"
+    """Of the blocks' frozen matrices."""
+    adapters: Storage = "model"
+    trained: frozenset[Component] = frozenset()
+    """Trained whole, beside the adapters."""
+
+
+def stored_bytes(numel: int, stored: Storage, element_bytes: int) -> int:
+    """Bytes of a tensor whose precision has ``element_bytes`` an element."""
+    packed = ceil_div(numel, 2)
+    match stored:
+        case "model":
+            return numel * element_bytes
+        case "fp32" | "fp32_autocast":
+            return 4 * numel
+        case _:
+            return packed + constants_bytes(numel, stored)
+
+
+def constants_bytes(numel: int, stored: Storage) -> int:
+    """What stands beside four-bit elements: fp32 maxima (themselves in 8 bits), or fp16 scales."""
+    blocks = ceil_div(numel, _BLOCK)
+    match stored:
+        case "nf4":
+            return 4 * blocks
+        case "nf4_double":
+            return blocks + 4 * ceil_div(blocks, _CONSTANTS_BLOCK)
+        case "gptq":
+            return ceil_div(numel, _GROUP) * 5 // 2
+        case _:
+            return 0
+
+
+def tuned(model: Model, tuning: Tuning) -> Model:
+    """The model with its adapters; layers that are the same object stay so."""
+    made: dict[int, Layer] = {}
+
+    def change(placed: Placed) -> Placed:
+        key = id(placed.layer)
+        if key not in made:
+            made[key] = _layer(placed.layer, tuning, turned=model.family == "gpt2")
+        return replace(placed, layer=made[key])
+
+    return replace(
+        model,
+        name=f"{model.name} (LoRA {tuning.rank})",
+        stem=change(model.stem),
+        blocks=tuple(change(placed) for placed in model.blocks),
+        tail=tuple(change(placed) for placed in model.tail),
+    )
+
+
+def _layer(layer: Layer, tuning: Tuning, *, turned: bool) -> Layer:
+    parameters: list[Parameter] = []
+    for parameter in layer.parameters:
+        base = tuning.base if layer.kind == "block" and _is_matrix(parameter) else "model"
+        parameters.append(
+            replace(parameter, trained=parameter.component in tuning.trained, stored=base)
+        )
+        if _has_adapter(parameter, tuning.targets):
+            parameters += _adapter(parameter, tuning, turned=turned)
+    return replace(layer, parameters=tuple(parameters))
+
+
+def _is_matrix(parameter: Parameter) -> bool:
+    return len(parameter.shape) >= MATRIX and parameter.component != "norm"
+
+
+def _has_adapter(parameter: Parameter, targets: Container[Component]) -> bool:
+    return len(parameter.shape) == MATRIX and parameter.component in targets
+
+
+def _adapter(parameter: Parameter, tuning: Tuning, *, turned: bool) -> list[Parameter]:
+    """Beside a matrix (out, in); ``turned``: (in, out), as GPT-2 has them."""
+    module = parameter.name.rpartition(".")[0]
+    outputs, inputs = reversed(parameter.shape) if turned else parameter.shape
+    return [
+        Parameter(
+            name=f"{module}.{name}",
+            shape=shape,
+            component="adapter",
+            stored=tuning.adapters,
+        )
+        for name, shape in ((DOWN, (tuning.rank, inputs)), (UP, (outputs, tuning.rank)))
+    ]
