@@ -188,7 +188,7 @@ def _run_stem(machine: Machine, case: Case) -> Pass:
             machine.disown(machine.book(tensor, Term.ACTIVATIONS))
     if output.edge is None:
         # Frozen embeddings: ``enable_input_require_grads`` makes the blocks' input a leaf.
-        output.edge = (Sink(lambda gradient: None, seq=PARAMETER_FIRST), 0)
+        output.edge = (Sink(_dropped_gradient, seq=PARAMETER_FIRST), 0)
     handed = _hand_on(machine, output)
     del output
     # Without a boundary what the blocks share lives until the stem's backward pass begins.
@@ -332,3 +332,8 @@ def _tied_gradient(machine: Machine, case: Case) -> tuple[Sink, Tensor]:
 def _trains_embedding(case: Case) -> bool:
     stem = case.stem or case.layer
     return next(p.trained for p in stem.parameters if p.component == "embedding")
+
+
+def _dropped_gradient(gradient: Tensor) -> None:
+    """It ends with the leaf that has it."""
+    del gradient

@@ -158,7 +158,14 @@ def _pieces(placed: Placed, cuts: _Cuts) -> list[Piece]:
             name = parameter.name
             if parameter.component == "router":
                 name = router_name(name, cuts.expert.holder)
-            kept = LocalParameter(name, numel, expert=False, ndim=len(parameter.shape))
+            kept = LocalParameter(
+                name,
+                numel,
+                expert=False,
+                ndim=len(parameter.shape),
+                trained=parameter.trained,
+                stored=parameter.stored,
+            )
             pieces.append(Piece(index, kept))
         elif index == routed[0]:
             pieces += expert_pieces(own, routed, cuts.expert)

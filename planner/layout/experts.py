@@ -125,7 +125,12 @@ def _projections(name: str) -> list[tuple[str, int]]:
 
 def _whole(parameter: Parameter, cut: ExpertCut) -> LocalParameter:
     return LocalParameter(
-        parameter.name, _share(parameter, cut), expert=False, ndim=len(parameter.shape)
+        parameter.name,
+        _share(parameter, cut),
+        expert=False,
+        ndim=len(parameter.shape),
+        trained=parameter.trained,
+        stored=parameter.stored,
     )
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from planner.model.description import Placed
+from planner.model.description import Placed, Storage
 
 
 class LocalParameter(NamedTuple):
@@ -17,6 +17,8 @@ class LocalParameter(NamedTuple):
     """Partitioned by ZeRO over the expert-data-parallel group."""
     ndim: int
     """Of the whole tensor; 1 for biases and norms."""
+    trained: bool = True
+    stored: Storage = "model"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

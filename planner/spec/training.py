@@ -13,7 +13,7 @@ OptimizerKernel = Literal["fused", "foreach", "loop"]
 Recompute = Literal["none", "selective", "full"]
 ActivationCode = Literal["hf", "megatron", "reference"]
 AttentionKernel = Literal["eager", "sdpa", "flash"]
-LossKernel = Literal["eager", "fused", "chunked"]
+LossKernel = Literal["eager", "fused", "chunked", "in_place"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +45,7 @@ class Training:
     """Megatron's: between its branches a layer's tokens are cut over the tensor-parallel ranks."""
     attention: AttentionKernel = "sdpa"
     loss: LossKernel = "eager"
+    """fused, chunked: never all logits at once; in_place: their fp32 gradient lies over them."""
     loss_chunks: Count = 8
     """Pieces of the sequence for ``loss: chunked``."""
     keep_logits: bool = True

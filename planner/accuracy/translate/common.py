@@ -9,6 +9,7 @@ from planner.accuracy.case import Case, Engine, UnsupportedError, Where
 from planner.accuracy.entries import Entry, whole
 from planner.accuracy.translate.groups import with_groups
 from planner.accuracy.translate.models import Keys, configuration
+from planner.model.adapters import Tuning, tuned
 from planner.model.description import Model
 from planner.model.load import load_model
 from planner.spec.cluster import Cluster, Device
@@ -147,6 +148,8 @@ class Reader:
         told = str(self.entry.training.get("cross_entropy", "eager")).lower()
         if "fused linear" in told or "liger" in told:
             return "fused"
+        if "fused triton" in told:
+            return "in_place"
         return "chunked" if "chunked" in told else "eager"
 
     def where(self, pp: int) -> Where:
@@ -165,11 +168,15 @@ class Reader:
 
     def full_training(self) -> None:
         """Refuse what trains only a part of the model, in eight bits, or keeps elsewhere."""
-        training = self.entry.training
-        method = str(training.get("method", "full"))
+        method = str(self.entry.training.get("method", "full"))
         if not method.lower().startswith("full"):
             raise UnsupportedError(f"method {method}: frozen parameters are not modelled")
-        for key in ("quantization", "float8", "fp8_format", "tiled_mlp", _OFFLOADED):
+        self.plain_numbers("quantization")
+
+    def plain_numbers(self, *others: str) -> None:
+        """Refuse what is computed in eight bits, or kept elsewhere."""
+        training = self.entry.training
+        for key in (*others, "float8", "fp8_format", "tiled_mlp", _OFFLOADED):
             if training.get(key):
                 raise UnsupportedError(f"{key} {training[key]} is not modelled")
 
@@ -183,6 +190,7 @@ class Reader:
         shards_in_fp32: bool = True,
         megatron: Megatron | None = None,
         vocabulary: int | None = None,
+        tuning: Tuning | None = None,
     ) -> Case:
         """The entry with what a framework's translator made of it."""
         cluster = self.cluster()
@@ -199,7 +207,7 @@ class Reader:
                 layout=layout,
                 deepspeed=deepspeed or DeepSpeed(),
             ),
-            model=self._model(keys),
+            model=self._model(keys) if tuning is None else tuned(self._model(keys), tuning),
             engine=engine,
             shards_in_fp32=shards_in_fp32,
             megatron=megatron or Megatron(),

@@ -3,7 +3,10 @@
 from planner.accuracy.case import Case, UnsupportedError
 from planner.accuracy.entries import Entry, whole
 from planner.accuracy.translate.common import Reader
+from planner.accuracy.translate.tuning import tuning_of
 from planner.spec.training import OptimizerKernel, Training
+
+NOT_MIXED = {"no", "None", "False"}
 
 
 def translate(entry: Entry) -> Case:
@@ -14,11 +17,13 @@ def translate(entry: Entry) -> Case:
 
     """
     reader = Reader(entry)
-    reader.full_training()
+    reader.plain_numbers()
     _refuse(entry)
     if entry.parallel.get("zero_stage") not in (0, None):
         raise UnsupportedError("partitioned states are not plain PyTorch")
-    return reader.case(training=_training(entry, reader), engine="ddp", stage=0)
+    mixed = str(entry.training.get("mixed_precision", "no"))
+    tuning = tuning_of(entry, reader, autocast=mixed not in NOT_MIXED)
+    return reader.case(training=_training(entry, reader), engine="ddp", stage=0, tuning=tuning)
 
 
 def translate_fsdp(entry: Entry) -> Case:
@@ -29,13 +34,16 @@ def translate_fsdp(entry: Entry) -> Case:
 
     """
     reader = Reader(entry)
-    reader.full_training()
+    reader.plain_numbers()
     _refuse(entry)
     mixed = str(entry.training.get("mixed_precision", "no"))
     precision = str(entry.training.get("param_dtype", ""))
-    keeps_fp32 = mixed not in {"no", "None", "False"} or "fp32" in precision
+    keeps_fp32 = mixed not in NOT_MIXED or "fp32" in precision
+    tuning = tuning_of(entry, reader, autocast=False, cast_by_engine=keeps_fp32)
     training = _training(entry, reader)
-    return reader.case(training=training, engine="fsdp", stage=0, shards_in_fp32=keeps_fp32)
+    return reader.case(
+        training=training, engine="fsdp", stage=0, shards_in_fp32=keeps_fp32, tuning=tuning
+    )
 
 
 def _training(entry: Entry, reader: Reader) -> Training:

@@ -20,7 +20,7 @@ from planner.activations.programs import megatron_kernels as kernels
 from planner.activations.programs.autotp_ends import vocabulary_loss
 from planner.activations.programs.case import Case
 from planner.activations.programs.hf_stems import embedded, masked_loss, transformed
-from planner.activations.programs.losses import chunked_loss, fused_loss
+from planner.activations.programs.losses import chunked_loss, fused_loss, in_place_loss
 from planner.activations.programs.modules import cut_linear
 from planner.activations.programs.shared import Shared, leave_blocks, make_shared
 from planner.memory.terms import Term
@@ -64,15 +64,21 @@ def head_and_loss(m: Machine, case: Case, hidden: Tensor) -> tuple[Tensor | None
             logits = unary_of_result(logits)
             logits = scale(logits)
         m.book(logits, Term.LOGITS)
+    if case.training.loss == "in_place":
+        logits = m.book(to(logits, "fp32"), Term.LOGITS)
     with m.part("loss"), m.booked_as(Term.LOGITS):
-        bert = case.layer.head_transform
-        if bert:
-            loss = masked_loss(case, logits)
-        elif logits.shape[-1] != case.vocab_size:
-            loss = vocabulary_loss(m, case, logits)
-        else:
-            loss = causal_loss(m, case, logits)
-    return logits, loss
+        return logits, _loss(m, case, logits)
+
+
+def _loss(m: Machine, case: Case, logits: Tensor) -> Tensor:
+    """From all logits to one number."""
+    if case.training.loss == "in_place":
+        return in_place_loss(m, logits)
+    if case.layer.head_transform:
+        return masked_loss(case, logits)
+    if logits.shape[-1] != case.vocab_size:
+        return vocabulary_loss(m, case, logits)
+    return causal_loss(m, case, logits)
 
 
 def _gathered(

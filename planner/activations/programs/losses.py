@@ -6,6 +6,9 @@ ops/fused_linear_cross_entropy.py, fused_linear_cross_entropy_forward.
 
 chunked: the sequence in pieces, each a checkpoint of head and loss, so that backward computes a
 piece's logits again.
+
+in_place: all logits in fp32, and one kernel that writes their gradient over them. Source: Unsloth's
+``Fast_CrossEntropyLoss`` in fms-acceleration, kernels/unsloth/cross_entropy_loss.py:195-250.
 """
 
 from planner.activations.eager import (
@@ -14,6 +17,7 @@ from planner.activations.eager import (
     add,
     begin,
     checkpoint,
+    contiguous,
     empty,
     finish,
     linear,
@@ -35,7 +39,8 @@ def fused_loss(m: Machine, hidden: Tensor, weight: Tensor) -> Tensor:
     tokens, size = hidden.shape[0] * hidden.shape[1], hidden.shape[2]
     labels = empty(m, (tokens,), "int64")
     to_hidden = empty(m, hidden.shape, hidden.dtype)
-    to_weight = m.book(empty(m, weight.shape, weight.dtype), Term.GRADIENTS)
+    trained = weight.edge is not None
+    to_weight = m.book(empty(m, weight.shape, weight.dtype), Term.GRADIENTS) if trained else None
     losses = empty(m, (tokens,), "fp32")
     for rows in _pieces(tokens, size, weight.shape[0]):
         logits = empty(m, (rows, weight.shape[0]), hidden.dtype)
@@ -56,11 +61,32 @@ def _pieces(tokens: int, size: int, vocabulary: int) -> list[int]:
     return [min(piece, tokens - start) for start in range(0, tokens, piece)]
 
 
-def _handed_on(node: Node, gradient: Tensor) -> list[Tensor]:
+def _handed_on(node: Node, gradient: Tensor) -> list[Tensor | None]:
     """The loss's own gradient is 1, which Liger finds out and then multiplies by nothing."""
     del gradient
     to_hidden, to_weight = node.unpack()
     return [to_hidden, to_weight]
+
+
+def in_place_loss(m: Machine, logits: Tensor) -> Tensor:
+    """The mean over all tokens but the last of fp32 logits (B, S, V)."""
+    batch, length, size = logits.shape
+    shifted = contiguous(narrow(logits, 1, length - 1)) if batch > 1 else logits
+    flat = view(shifted, -1, size)
+    del shifted
+    node = begin(_written_over, flat)
+    losses = empty(m, (flat.shape[0],), "fp32")
+    statistics = empty(m, (flat.shape[0],), "fp32")
+    if node is not None:
+        node.save(flat, statistics)
+    del losses
+    return finish(node, empty(m, (), "fp32"))
+
+
+def _written_over(node: Node, gradient: Tensor) -> list[Tensor]:
+    del gradient
+    logits, _ = node.unpack()
+    return [logits.alias()]
 
 
 def chunked_loss(

@@ -23,7 +23,9 @@ from planner.activations.eager import (
     view,
 )
 from planner.activations.eager.machine import Cut
+from planner.activations.programs.adapters import adapted
 from planner.activations.programs.case import Case
+from planner.model.adapters import DOWN
 from planner.model.description import Norm
 
 
@@ -32,6 +34,8 @@ def project(m: Machine, tensor: Tensor, name: str) -> Tensor:
     weight, bias = m.get(name, "weight"), m.get(name, "bias")
     assert weight is not None
     cut = m.cuts.get(name)
+    if f"{name}.{DOWN}" in m.parameters or f"{name}.weight" in m.packed:
+        return m.module(name, lambda x: adapted(m, name, x, turned=False), tensor)
     return m.module(name, lambda x: cut_linear(cut, x, weight, bias), tensor)
 
 
@@ -61,6 +65,9 @@ def conv1d(m: Machine, tensor: Tensor, name: str) -> Tensor:
     if name in m.cuts:
         # AutoTP puts its own linears in their place and turns the weight.
         return project(m, tensor, name)
+
+    if f"{name}.{DOWN}" in m.parameters or f"{name}.weight" in m.packed:
+        return m.module(name, lambda x: adapted(m, name, x, turned=True), tensor)
 
     def forward(x: Tensor) -> Tensor:
         lead = x.shape[:-1]

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from planner.activations.layers import stage_tapes
 from planner.activations.tape import LayerTape, Segment
 from planner.engines.deepspeed.optimizers import state_bytes, temporary_bytes
-from planner.layout.stage import LocalLayer, Stage
+from planner.layout.stage import LocalLayer, LocalParameter, Stage
 from planner.memory.terms import Term
 from planner.memory.timeline import Timeline
+from planner.model.adapters import stored_bytes
 from planner.model.description import Model
 from planner.spec.cluster import Device
 from planner.spec.deepspeed import DeepSpeed
@@ -39,18 +40,19 @@ class Run:
 def run_stage(run: Run, stage: Stage) -> Timeline:
     """Initialise, take the first step, then another one: ``init``, ``first_*``, rest."""
     size = SIZES[run.training.precision]
-    numels = [p.numel for layer in stage.layers for p in layer.parameters]
+    parameters = [p for layer in stage.layers for p in layer.parameters]
+    trained = [p for p in parameters if p.trained]
     timeline = Timeline()
     timeline.phase("init")
-    timeline.add(Term.WEIGHTS, sum(numels) * size)
+    timeline.add(Term.WEIGHTS, sum(stored_bytes(p.numel, p.stored, size) for p in parameters))
     if run.layout.dp > 1:
-        timeline.add(Term.BUCKETS, sum(numels) * size)
+        timeline.add(Term.BUCKETS, sum(stored_bytes(p.numel, p.stored, size) for p in trained))
     tapes = _tapes(run, stage)
     for prefix in ("first_", ""):
         for micro_step in range(min(run.micro_steps, 2)):
             _pass(timeline, run, prefix, tapes, stage.layers, first=micro_step == 0)
         timeline.phase(prefix + "step")
-        _step(timeline, run.training, numels, first=bool(prefix))
+        _step(timeline, run.training, trained, first=bool(prefix))
     return timeline
 
 
@@ -100,13 +102,15 @@ class _Kept:
 
     def size(self, parameters: tuple[int, ...]) -> int:
         """Bytes that arrive; a tied head's gradient comes with the embedding's."""
-        places = [
-            place
+        arrived = [
+            self.layer.parameters[place]
             for index in parameters
             if index < len(self.layer.places)
             for place in self.layer.places[index]
         ]
-        return sum(self.layer.parameters[place].numel for place in places) * self.element_bytes
+        if not self.element_bytes:
+            return 0
+        return sum(stored_bytes(p.numel, p.stored, self.element_bytes) for p in arrived)
 
 
 def _play(timeline: Timeline, segments: tuple[Segment, ...], kept: _Kept) -> None:
@@ -122,16 +126,25 @@ def _play(timeline: Timeline, segments: tuple[Segment, ...], kept: _Kept) -> Non
             timeline.add(Term.GRADIENTS, kept.size(segment.mark.parameters))
 
 
-def _step(timeline: Timeline, training: Training, numels: Sequence[int], *, first: bool) -> None:
+def _wide(parameter: LocalParameter) -> bool:
+    """Of fp32 whatever the model's precision is."""
+    return parameter.stored != "model"
+
+
+def _step(
+    timeline: Timeline, training: Training, parameters: Sequence[LocalParameter], *, first: bool
+) -> None:
     """States appear in the first step; the square roots of ``foreach`` pass; gradients go.
 
-    States and temporaries have the parameters' dtype.
+    States and temporaries have the parameters' dtype; ``foreach`` takes a dtype after the other.
     """
-    size = SIZES[training.precision]
-    if first:
-        states = sum(state_bytes(training, numel) for numel in numels)
-        timeline.add(Term.OPTIMIZER_STATES, states * size // FP32_BYTES)
-    temporaries = temporary_bytes(training, numels) * size // FP32_BYTES
-    if temporaries:
-        timeline.spike(Term.STEP_COPIES, temporaries)
-    timeline.add(Term.GRADIENTS, -sum(numels) * size)
+    for wide in (False, True):
+        numels = [p.numel for p in parameters if _wide(p) == wide]
+        size = FP32_BYTES if wide else SIZES[training.precision]
+        if first:
+            states = sum(state_bytes(training, numel) for numel in numels)
+            timeline.add(Term.OPTIMIZER_STATES, states * size // FP32_BYTES)
+        temporaries = temporary_bytes(training, numels) * size // FP32_BYTES
+        if temporaries:
+            timeline.spike(Term.STEP_COPIES, temporaries)
+        timeline.add(Term.GRADIENTS, -sum(numels) * size)

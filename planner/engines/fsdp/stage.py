@@ -4,14 +4,16 @@ Source: torch 2.4, torch/distributed/fsdp: _runtime_utils.py (``_unshard``, ``_p
 ``_post_backward_hook``, ``_reduce_grad``), _flat_param.py; torch/optim/adam.py.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from planner.activations.layers import stage_tapes
 from planner.activations.tape import LayerTape, Segment
 from planner.engines.deepspeed.optimizers import state_bytes, temporary_bytes
-from planner.layout.stage import Stage
+from planner.layout.stage import LocalParameter, Stage
 from planner.memory.terms import Term
 from planner.memory.timeline import Timeline
+from planner.model.adapters import PACKED, constants_bytes, stored_bytes
 from planner.model.description import Model
 from planner.spec.cluster import Device
 from planner.spec.deepspeed import DeepSpeed
@@ -43,7 +45,7 @@ def run_stage(run: Run, stage: Stage) -> Timeline:
     timeline = Timeline()
     timeline.phase("init")
     walk = _Walk(run, stage)
-    timeline.add(Term.WEIGHTS, walk.shard(sum(walk.numels)))
+    timeline.add(Term.WEIGHTS, walk.resident_bytes)
     for prefix in ("first_", ""):
         for micro_step in range(min(run.micro_steps, 2)):
             walk.go(timeline, prefix, first=micro_step == 0)
@@ -59,17 +61,47 @@ class _Walk:
         self.run = run
         self.layers = stage.layers
         self.size = SIZES[run.training.precision]
-        self.numels = [sum(p.numel for p in layer.parameters) for layer in stage.layers]
+        self.trained = [[p for p in layer.parameters if p.trained] for layer in stage.layers]
+        self.whole = [sum(map(self._gathered, layer.parameters)) for layer in stage.layers]
         self.tapes = _tapes(run, stage)
         kinds = [layer.placed.layer.kind for layer in stage.layers]
         self.is_unit = [kind == "block" for kind in kinds]
-        self.root = sum(n for n, unit in zip(self.numels, self.is_unit, strict=True) if not unit)
+        outside = [place for place, unit in enumerate(self.is_unit) if not unit]
+        self.root = sum(self.whole[place] for place in outside)
+        self.root_trained = [p for place in outside for p in self.trained[place]]
         self.waiting = 0
+        self.lingering = 0
         self.stepped = False
 
-    def shard(self, numel: int) -> int:
-        """Bytes of the rank's share."""
-        return ceil_div(numel, self.run.layout.dp) * self.run.sharded_bytes
+    @property
+    def resident_bytes(self) -> int:
+        """The rank's share; the constants of four-bit weights are no parameters and stay whole."""
+        every = [p for layer in self.layers for p in layer.parameters]
+        return sum(map(self._share, every)) + sum(constants_bytes(p.numel, p.stored) for p in every)
+
+    def _share(self, parameter: LocalParameter) -> int:
+        """Mixed precision keeps in fp32 what is trained."""
+        if parameter.trained:
+            return self.shard([parameter])
+        return ceil_div(self._gathered(parameter), self.run.layout.dp)
+
+    def _gathered(self, parameter: LocalParameter) -> int:
+        """Bytes of the whole tensor as it is computed with; four-bit ones are gathered so."""
+        if parameter.stored in PACKED:
+            return ceil_div(parameter.numel, 2)
+        if parameter.trained and self.run.sharded_bytes > self.size:
+            return parameter.numel * self.size
+        return stored_bytes(parameter.numel, parameter.stored, self.size)
+
+    def shard(self, parameters: Iterable[LocalParameter]) -> int:
+        """Bytes of the rank's share of what is trained."""
+        return sum(self._numel(p) * self._element(p) for p in parameters)
+
+    def _numel(self, parameter: LocalParameter) -> int:
+        return ceil_div(parameter.numel, self.run.layout.dp)
+
+    def _element(self, parameter: LocalParameter) -> int:
+        return self.run.sharded_bytes if parameter.stored == "model" else FP32_BYTES
 
     def go(self, timeline: Timeline, prefix: str, *, first: bool) -> None:
         """One micro-step. The root unit stays whole from its first use to its gradient."""
@@ -77,30 +109,34 @@ class _Walk:
         timeline.phase(prefix + "forward")
         if first and self.stepped:
             # The loop drops the gradients of the step before as this one starts.
-            timeline.add(Term.OWNED_GRADIENTS, -self.shard(sum(self.numels)))
+            timeline.add(Term.OWNED_GRADIENTS, -sum(map(self.shard, self.trained)))
         self._workspace(timeline, prefix, first=first)
         timeline.add(Term.ACTIVATIONS, 2 * TOKEN_BYTES * tokens)
-        timeline.add(Term.GATHERED_WEIGHTS, self.root * self.size)
+        timeline.add(Term.GATHERED_WEIGHTS, self.root)
         for place in range(len(self.layers)):
             self._forward(timeline, place)
         timeline.phase(prefix + "backward")
         self._workspace(timeline, prefix, first=first)
         for place in reversed(range(len(self.layers))):
             self._backward(timeline, place, first=first)
-        self._reduce(timeline, self.root, first=first)
+        self._reduce(timeline, self.root, self.root_trained, first=first)
+        timeline.add(Term.ACTIVATIONS, -self.lingering)
+        self.lingering = 0
         timeline.add(Term.LOGITS, -self.tapes[-1].held_bytes)
         timeline.add(Term.ACTIVATIONS, -2 * TOKEN_BYTES * tokens)
 
     def step(self, timeline: Timeline, *, first: bool) -> None:
         """States and temporaries have the shards' dtype; gradients stay to the next step."""
-        training, per = self.run.training, self.run.sharded_bytes
-        shards = [ceil_div(numel, self.run.layout.dp) for numel in self.numels]
-        if first:
-            states = sum(state_bytes(training, numel) for numel in shards)
-            timeline.add(Term.OPTIMIZER_STATES, states * per // FP32_BYTES)
-        temporaries = temporary_bytes(training, shards) * per // FP32_BYTES
-        if temporaries:
-            timeline.spike(Term.STEP_COPIES, temporaries)
+        training = self.run.training
+        trained = [p for own in self.trained for p in own]
+        for element in {self._element(p) for p in trained}:
+            shards = [self._numel(p) for p in trained if self._element(p) == element]
+            if first:
+                states = sum(state_bytes(training, numel) for numel in shards)
+                timeline.add(Term.OPTIMIZER_STATES, states * element // FP32_BYTES)
+            temporaries = temporary_bytes(training, shards) * element // FP32_BYTES
+            if temporaries:
+                timeline.spike(Term.STEP_COPIES, temporaries)
         self.stepped = True
 
     def _workspace(self, timeline: Timeline, prefix: str, *, first: bool) -> None:
@@ -109,7 +145,7 @@ class _Walk:
 
     def _forward(self, timeline: Timeline, place: int) -> None:
         """A unit is gathered for its pass."""
-        whole = self.numels[place] * self.size if self.is_unit[place] else 0
+        whole = self.whole[place] if self.is_unit[place] else 0
         timeline.add(Term.GATHERED_WEIGHTS, whole)
         for segment in self.tapes[place].forward:
             _play(timeline, segment)
@@ -117,16 +153,36 @@ class _Walk:
 
     def _backward(self, timeline: Timeline, place: int, *, first: bool) -> None:
         """The next unit is gathered beside this one (``BackwardPrefetch.BACKWARD_PRE``)."""
-        whole = self.numels[place] * self.size if self.is_unit[place] else 0
+        whole = self.whole[place] if self.is_unit[place] else 0
         ahead = place > 0 and self.is_unit[place] and self.is_unit[place - 1]
-        beside = self.numels[place - 1] * self.size if ahead else 0
+        beside = self.whole[place - 1] if ahead else 0
         timeline.add(Term.GATHERED_WEIGHTS, whole + beside)
         for segment in self.tapes[place].backward:
             _play(timeline, segment)
             self._arrive(timeline, place, segment)
+        if whole and self._lingers(place):
+            timeline.add(Term.ACTIVATIONS, self._lingering)
+            self.lingering += self._lingering
         if whole:
-            self._reduce(timeline, self.numels[place], first=first)
+            self._reduce(timeline, whole, self.trained[place], first=first)
         timeline.add(Term.GATHERED_WEIGHTS, -beside)
+
+    def _lingers(self, place: int) -> bool:
+        """A unit with frozen parameters, whose input a hook waits for (`_lingering`)."""
+        recomputed = self.run.training.recompute == "full"
+        return recomputed and len(self.trained[place]) < len(self.layers[place].parameters)
+
+    @property
+    def _lingering(self) -> int:
+        """A unit's input and its gradient, which stay until the whole backward pass is over.
+
+        Frozen units are resharded by a hook on their inputs' gradients, which the pass's final
+        callback removes (``_register_post_backward_reshard_only_hook``). That both stay is seen in
+        published runs of 2, 4 devices; which reference holds them is not known.
+        """
+        training = self.run.training
+        tokens = training.micro_batch_size * training.sequence_length
+        return 2 * tokens * self.run.model.hidden_size * self.size
 
     def _arrive(self, timeline: Timeline, place: int, segment: Segment) -> None:
         """Gradients of a unit's parameters wait for each other."""
@@ -134,20 +190,22 @@ class _Walk:
             return
         layer = self.layers[place]
         own = [layer.places[i] for i in segment.mark.parameters if i < len(layer.places)]
-        numel = sum(layer.parameters[at].numel for places in own for at in places)
-        self.waiting += numel * self.size
-        timeline.add(Term.GRADIENTS, numel * self.size)
+        size = sum(self._gathered(layer.parameters[at]) for places in own for at in places)
+        self.waiting += size
+        timeline.add(Term.GRADIENTS, size)
 
-    def _reduce(self, timeline: Timeline, numel: int, *, first: bool) -> None:
+    def _reduce(
+        self, timeline: Timeline, whole: int, trained: list[LocalParameter], *, first: bool
+    ) -> None:
         """All of them are copied into the flat gradient, which is reduced to the rank's share."""
-        flat = numel * self.size
+        flat = sum(map(self._gathered, trained))
         timeline.add(Term.REDUCE_COPIES, flat)
         timeline.add(Term.GRADIENTS, -min(self.waiting, flat))
         self.waiting -= min(self.waiting, flat)
-        timeline.add(Term.GATHERED_WEIGHTS, -flat)
-        share = ceil_div(numel, self.run.layout.dp) * self.size
+        timeline.add(Term.GATHERED_WEIGHTS, -whole)
+        share = ceil_div(flat, self.run.layout.dp)
         timeline.add(Term.REDUCE_COPIES, share)
-        timeline.add(Term.OWNED_GRADIENTS, self.shard(numel) if first else 0)
+        timeline.add(Term.OWNED_GRADIENTS, self.shard(trained) if first else 0)
         timeline.add(Term.REDUCE_COPIES, -share - flat)
 
 
