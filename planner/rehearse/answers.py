@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from deepspeed.runtime.zero import partition_parameters
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -17,7 +18,6 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
     UnsupportedOperatorException,
 )
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from planner.errors import RehearsalError
@@ -35,10 +35,7 @@ FILLED = {
 }
 """In-place operations whose result is their first argument, whatever the others hold."""
 
-AS_TENSOR = (torch.tensor, torch.as_tensor)
-"""As they are before ``deepspeed.zero.Init`` puts its own in their places."""
-
-SET_DATA: Any = torch.Tensor.data.__set__
+TENSOR: Any = torch.tensor
 
 
 class Answers(TorchDispatchMode):
@@ -109,33 +106,17 @@ _ANSWERS: dict[Any, Callable[..., Any]] = {
 }
 
 
-class Kernels(TorchFunctionMode):
-    """Chooses as a GPU would, where torch's own choice asks for the device's kernels."""
-
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Answer, or let torch do."""
-        del types
-        kwargs = kwargs or {}
-        if func in AS_TENSOR and _on_stand_in(kwargs.get("device")):
-            device = kwargs.pop("device")
-            return func(*args, **kwargs, device="cpu").to(device)
-        if func == SET_DATA:  # a new object each time
-            func(*args)
-            args[0].fake_device = args[1].fake_device
-            return None
-        if func is torch.nn.functional.scaled_dot_product_attention:
-            return attention(*args, **kwargs)
-        return func(*args, **kwargs)
+def tensor(*args: Any, **kwargs: Any) -> Any:
+    """As ``torch.tensor``, whose constants cannot be put on the stand-in in one go."""
+    device = kwargs.pop("device", None)
+    if device is None or torch.device(device).type != NAME:
+        return TENSOR(*args, **kwargs, device=device)
+    return TENSOR(*args, **kwargs, device="cpu").to(device)
 
 
-def _on_stand_in(device: Any) -> bool:
-    return device is not None and torch.device(device).type == NAME
+def _set_data(variable: Any, data: Any) -> None:
+    torch.Tensor.data.__set__(variable, data)
+    variable.fake_device = data.fake_device
 
 
 def attention(
@@ -180,19 +161,40 @@ def _movable() -> Iterator[None]:
             kwargs["device_for_backend_keys"] = torch.device(NAME)
         return make(kind, *args, **kwargs)
 
-    torch.Tensor._make_subclass = staticmethod(alike)
-    try:
+    with replaced(torch.Tensor, "_make_subclass", staticmethod(alike)):
         yield
-    finally:
-        torch.Tensor._make_subclass = make
 
 
 @contextmanager
 def without_bytes() -> Iterator[None]:
     """Every tensor that is made inside the ``with`` has a shape and a device, and no memory."""
+    functional: Any = torch.nn.functional
     with ExitStack() as stack:
+        # Names, not a function mode: autograd's nodes, which recompute, run without one.
+        for owner, name, value in (
+            (functional, "scaled_dot_product_attention", attention),
+            (torch, "tensor", tensor),
+            (partition_parameters, "_orig_torch_tensor", tensor),
+            (FakeTensor, "data", property(torch.Tensor.data.__get__, _set_data)),
+        ):
+            stack.enter_context(replaced(owner, name, value))
+        stack.enter_context(torch.autograd.set_multithreading_enabled(False))
         stack.enter_context(_movable())
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(Answers())
-        stack.enter_context(Kernels())
         yield
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Another value of an attribute, until the end of the ``with``."""
+    own = name in vars(owner)
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if own:
+            setattr(owner, name, before)
+        else:
+            delattr(owner, name)

@@ -33,14 +33,16 @@ def _as_if_real() -> Iterator[None]:
     import transformers.utils.import_utils as probes
     from deepspeed import comm
 
+    from planner.rehearse.answers import replaced
+
     with ExitStack() as stack:
-        stack.enter_context(_replaced(torch.nn.Module, "_apply", _apply))
-        stack.enter_context(_replaced(torch.Tensor, "record_stream", lambda *_: None))
+        stack.enter_context(replaced(torch.nn.Module, "_apply", _apply))
+        stack.enter_context(replaced(torch.Tensor, "record_stream", lambda *_: None))
         # transformers would take a fake tensor for a compilation, and write out every mask.
-        stack.enter_context(_replaced(probes, "is_fake_tensor", lambda _: False))
+        stack.enter_context(replaced(probes, "is_fake_tensor", lambda _: False))
         for owner in (torch.distributed, comm):
-            stack.enter_context(_replaced(owner, "all_gather_object", _same_everywhere))
-            stack.enter_context(_replaced(owner, "broadcast_object_list", lambda *_, **__: None))
+            stack.enter_context(replaced(owner, "all_gather_object", _same_everywhere))
+            stack.enter_context(replaced(owner, "broadcast_object_list", lambda *_, **__: None))
         yield
 
 
@@ -72,13 +74,3 @@ def _same_everywhere(gathered: list[Any], own: Any, group: Any = None) -> None:
     """Every rank has what this one has."""
     del group
     gathered[:] = [own] * len(gathered)
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)

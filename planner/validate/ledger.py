@@ -5,7 +5,6 @@ storage is booked at first sight, re-booked when it is resized, and struck off w
 Buffers that a communication backend allocates for itself (gloo's) are not seen.
 """
 
-import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -58,7 +57,7 @@ class Ledger(TorchDispatchMode):
         """An operation that goes beyond it raises, after the fact, as its result is dropped."""
         self.workspace_bytes = workspace_bytes
         """What a library takes for each thread that multiplies matrices, and keeps."""
-        self._threads: set[int] = set()
+        self._threads: set[bool] = set()
         self.namer: Namer | None = None
         """Who says what a new storage is."""
 
@@ -72,7 +71,7 @@ class Ledger(TorchDispatchMode):
         """Run the operation and book what it returns."""
         del types
         if self.workspace_bytes and func in PRODUCTS:
-            self._take_workspace(threading.get_ident())
+            self._take_workspace(backward=torch._C._current_graph_task_id() >= 0)
         result = func(*args, **(kwargs or {}))
         before = self.books.now_bytes
         for leaf in tree_iter(result):
@@ -82,13 +81,15 @@ class Ledger(TorchDispatchMode):
             self._check(before)
         return result
 
-    def _take_workspace(self, thread: int) -> None:
+    def _take_workspace(self, *, backward: bool) -> None:
         """A handle of cuBLAS takes it from PyTorch's allocator at its first product.
+
+        Each thread has a handle: the one that goes forward, and autograd's.
 
         Source: getCUDABlasLtWorkspace and its like, aten/src/ATen/cuda/CublasHandlePool.cpp.
         """
-        if thread not in self._threads:
-            self._threads.add(thread)
+        if backward not in self._threads:
+            self._threads.add(backward)
             entry = self.books.open(-len(self._threads))
             entry.label, entry.numel = Term.WORKSPACES.label, self.workspace_bytes
             self.books.resize(entry, self.workspace_bytes)

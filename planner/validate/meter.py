@@ -107,8 +107,10 @@ class LedgerMeter:
         self._tell(reading)
 
     def watch(self, engine: Any) -> None:
-        """Name what the engine holds."""
+        """Name what the engine holds; it stays to the end, so no collection need look at it."""
         self._labels.watch(engine)
+        gc.collect()
+        gc.freeze()
 
 
 class CudaMeter:
