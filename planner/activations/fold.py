@@ -55,13 +55,18 @@ def fold(
 
 
 def handed_down(
-    forward: Sequence[Segment], backward: Sequence[Segment], *, held_bytes: int
+    forward: Sequence[Segment],
+    backward: Sequence[Segment],
+    *,
+    held_bytes: int,
+    input_kept_bytes: int = 0,
 ) -> tuple[Segment, ...]:
     """The backward pass of a head, its input's gradient counted as the layer before expects it.
 
     A loss that computes gradients in its forward pass saves what it hands down: until then it is
     kept (`Term.ACTIVATIONS`), from then on it passes (`Term.TRANSIENT`). What the loop holds stays,
-    and a tied weight's gradient waits for the stem's.
+    and a tied weight's gradient waits for the stem's. ``input_kept_bytes``: of an input that the
+    tape does not end, since somebody else holds it.
     """
     sums = [0] * NUM_TERMS
     for segment in (*forward, *backward):
@@ -69,6 +74,7 @@ def handed_down(
             sums[term] += size
     sums[Term.LOGITS] -= held_bytes
     sums[Term.GRADIENTS] = 0
+    sums[Term.TRANSIENT] -= input_kept_bytes
     *others, last = backward
     net = [0] * NUM_TERMS
     for term, size in last.net:

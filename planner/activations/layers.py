@@ -28,6 +28,7 @@ def layer_tape(
     tied_head: bool = False,
     boundary: bool = False,
     gradient_kept: bool = False,
+    input_kept: bool = False,
     backend: Backend = "cuda",
     in_place: bool | None = None,
     modules: bool = False,
@@ -43,8 +44,9 @@ def layer_tape(
     but the stem's backward frees position embeddings, and the first block frees its input.
     ``backend``: whose kernels run. ``in_place``: gradients are added up in place, which they are
     not under a Python ledger (`eager.autograd.accumulate`); None: on CUDA. ``gradient_kept``:
-    somebody else holds the gradient of the output, and counts it. ``modules``: mark where modules
-    are entered and left, as ZeRO-3 needs it. ``following``: blocks in the same checkpoint.
+    somebody else holds the gradient of the output, and counts it; ``input_kept``: so of the input.
+    ``modules``: mark where modules are entered and left, as ZeRO-3 needs it. ``following``: blocks
+    in the same checkpoint.
     """
     run = run_once(
         layer,
@@ -55,6 +57,7 @@ def layer_tape(
         tied_head=tied_head,
         boundary=boundary,
         gradient_kept=gradient_kept,
+        input_kept=input_kept,
         backend=backend,
         in_place=in_place,
         modules=modules,
@@ -65,7 +68,8 @@ def layer_tape(
     forward = fold(run.forward, machine.sizes, machine.terms, becomes_saved=saved_entry)
     backward = fold(run.backward, machine.sizes, machine.terms)
     if layer.kind == "head":
-        backward = handed_down(forward, backward, held_bytes=run.held_bytes)
+        given = machine.sizes[run.entry] if input_kept else 0
+        backward = handed_down(forward, backward, held_bytes=run.held_bytes, input_kept_bytes=given)
     return LayerTape(
         forward=forward,
         backward=backward,
@@ -87,12 +91,14 @@ def stage_tapes(
     in_place: bool | None = None,
     modules: bool = False,
     gradient_kept: bool = False,
+    input_kept: bool = False,
 ) -> tuple[LayerTape, ...]:
     """The tapes of a pipeline stage's layers, or of a whole model's, in the order of forward.
 
     One for each layer, and one for several blocks that are recomputed together.
 
-    ``gradient_kept``: somebody else holds the gradient of the last layer's output.
+    ``gradient_kept``: somebody else holds the gradient of the last layer's output, and so with
+    ``input_kept`` the first layer's input.
     """
     make = partial(
         layer_tape,
@@ -110,8 +116,9 @@ def stage_tapes(
     def made_once(first: int, last: int, told: Training) -> LayerTape:
         layer, tied, boundary = places[first]
         kept = gradient_kept and last == len(layers) - 1
+        given = input_kept and first == 0
         following = layers[first + 1 : last + 1]
-        key = (id(layer), *map(id, following), tied, boundary, kept, id(told))
+        key = (id(layer), *map(id, following), tied, boundary, kept, given, id(told))
         if key not in made:
             made[key] = make(
                 layer,
@@ -119,6 +126,7 @@ def stage_tapes(
                 tied_head=tied,
                 boundary=boundary,
                 gradient_kept=kept,
+                input_kept=given,
                 following=following,
             )
         return made[key]
@@ -176,6 +184,7 @@ def run_once(
     tied_head: bool = False,
     boundary: bool = False,
     gradient_kept: bool = False,
+    input_kept: bool = False,
     backend: Backend = "cuda",
     in_place: bool | None = None,
     modules: bool = False,
@@ -210,6 +219,7 @@ def run_once(
         tied_head=tied_head,
         boundary=boundary,
         gradient_kept=gradient_kept,
+        input_kept=input_kept,
         stem_kept=kept,
     )
     return run_layer(

@@ -287,7 +287,10 @@ def _run_head(machine: Machine, case: Case, extra: tuple[tuple[int, ...], ...]) 
 def _input(machine: Machine, case: Case, collected: list[Tensor]) -> Tensor:
     """The layer before's result; its gradient is collected, and so stays alive."""
     shape = (case.batch, case.hidden_length, case.hidden_size)
-    return machine.external(shape, case.dtype, sink=Sink(collected.append, seq=0))
+    hidden = machine.external(shape, case.dtype, sink=Sink(collected.append, seq=0))
+    if case.input_kept:
+        machine.disown(hidden)
+    return hidden
 
 
 def _own_name(case: Case) -> str:

@@ -24,11 +24,14 @@ TOKENS = 8 * 3 * 5
 WEIGHT = (4, 8)
 
 
-def tape(*, first: bool = False, last: bool = False) -> LayerTape:
-    """A layer that keeps `SAVED` and not its input; the last one makes logits and a loss."""
+def tape(*, first: bool = False, last: bool = False, kept: bool = False) -> LayerTape:
+    """A layer that keeps `SAVED` and not its input; the last one makes logits and a loss.
+
+    ``kept``: somebody else holds the input.
+    """
     made = LOGITS if last else BOUNDARY
     term = Term.LOGITS if last else Term.TRANSIENT
-    taken = () if first else ((Term.TRANSIENT, -BOUNDARY),)
+    taken = () if first or kept else ((Term.TRANSIENT, -BOUNDARY),)
     returned = 0 if first else BOUNDARY
     return LayerTape(
         forward=(
@@ -57,7 +60,7 @@ def _summed(*changes: tuple[Term, int]) -> tuple[tuple[Term, int], ...]:
     return tuple(sums.items())
 
 
-def make_walk(index: int, num_stages: int, micro_steps: int) -> PipelineWalk:
+def make_walk(index: int, num_stages: int, micro_steps: int, **layout: int) -> PipelineWalk:
     parameter = LocalParameter("w", 32, expert=False, ndim=2)
     layer = LocalLayer(
         placed=Placed(prefix="", layer=Layer(kind="block", parameters=())),
@@ -67,8 +70,9 @@ def make_walk(index: int, num_stages: int, micro_steps: int) -> PipelineWalk:
     stage = Stage(index=index, num_stages=num_stages, layers=(layer,), registered=(0,))
     setup = make_setup([WEIGHT], dp=1, stage=1, pp=num_stages, micro_steps=micro_steps)
     training = Training(sequence_length=5, micro_batch_size=3)
-    setup = replace(setup, training=training, parameters=(parameter,))
-    only = tape(first=index == 0, last=index == num_stages - 1)
+    changed = replace(setup.layout, **layout)
+    setup = replace(setup, training=training, parameters=(parameter,), layout=changed)
+    only = tape(first=index == 0, last=index == num_stages - 1, kept=changed.tp > 1)
     return pipeline_walk(stage, [only], zero12(setup), setup, boundary_bytes=BOUNDARY)
 
 
@@ -84,6 +88,17 @@ def two_steps(walk: PipelineWalk) -> dict[str, PhasePeak]:
 
 
 STAGES = st.integers(2, 8).flatmap(lambda n: st.tuples(st.integers(0, n - 1), st.just(n)))
+
+
+@given(place=STAGES, micro_steps=st.integers(1, 40), parts=st.sampled_from([2, 4, 8]))
+def test_at_rest_a_cut_boundary_has_a_smaller_receive_buffer_and_nothing_else(
+    place, micro_steps, parts
+):
+    whole, cut = (two_steps(make_walk(*place, micro_steps, tp=tp)) for tp in (1, parts))
+    shape, bounds = 1 + 3, 2 + parts + 1
+    share = BOUNDARY // parts + 8 * (shape + bounds)
+    for step in ("first_step", "step"):
+        assert whole[step].end_bytes - cut[step].end_bytes == BOUNDARY - share
 
 
 @given(place=STAGES, micro_steps=st.integers(1, 40))

@@ -72,6 +72,9 @@ REFUSED = [
       "(deepspeed/runtime/pipe/engine.py:76); use zero_stage: 1, or pp: 1")),
     ("pp-zero-3", Layout(dp=2, pp=2, zero_stage=3), HF, DENSE, {}, "refuses ZeRO-3 with pipeline"),
     ("pp-sp", Layout(dp=1, pp=2, sp=2), HF, DENSE, {}, "layout.sp: DeepSpeed's pipeline has no"),
+    ("pp-whole-activations", Layout(dp=1, pp=2, tp=2), MEGATRON, DENSE,
+     {"pipeline": Pipeline(pipe_partitioned=False)},
+     "deepspeed.pipeline.grad_partitioned: gradients cannot be cut where activations are whole"),
     ("pp-large", Layout(dp=1, pp=16), HF, DENSE, {},
      ("layout.pp: 16 stages cannot share 9 layers (stem, blocks, norm, head) "
       "(deepspeed/runtime/utils.py:610); use pp: 9 or less")),

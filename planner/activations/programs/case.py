@@ -32,6 +32,8 @@ class Case:
     gradient_kept: bool = False
     """The last layer of a stage that is not the last: the gradient of its output lies in a buffer
     that the pipeline's engine keeps."""
+    input_kept: bool = False
+    """The first layer of a stage: its input lies in a buffer of the pipeline's engine."""
     stem_kept: bool = False
     """Nobody saves the stem's output, and the model holds it until the last norm has run."""
 

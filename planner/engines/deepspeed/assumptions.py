@@ -63,11 +63,6 @@ def _pipeline(
             "pipeline: the tied head is a TiedLayerSpec of the token embedding alone, so the last "
             "stage holds a copy of that weight with gradient and optimizer state"
         )
-    if layout.tp > 1 and deepspeed.pipeline.pipe_partitioned:
-        yield (
-            "pipeline: activations between stages are counted whole; with pipe_partitioned "
-            "DeepSpeed sends each tensor-parallel rank's share of them"
-        )
     if deepspeed.zero_optimization.overlap_comm and layout.zero_stage:
         yield "pipeline: DeepSpeed switches overlap_comm off (runtime/engine.py:2666)"
 

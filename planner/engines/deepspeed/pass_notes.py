@@ -45,8 +45,9 @@ def pass_notes(run: Run, stage: Stage) -> Iterator[Note]:
     yield Note(
         Term.PIPELINE_BUFFERS,
         f"{tokens:,} tokens * {run.model.hidden_size:,} * {size} B, twice for each micro-batch in "
-        "flight, and once to receive",
-        "deepspeed/runtime/pipe/engine.py:722-728, 1150-1171, 1299-1317",
+        "flight, and once to receive; what is sent is cut over tensor-parallel ranks with "
+        "pipe_partitioned and grad_partitioned",
+        "deepspeed/runtime/pipe/engine.py:700-748, 1116-1230, 1458-1468",
     )
     yield Note(
         Term.WORKSPACES,

@@ -4,11 +4,12 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import partial
 
-from planner.activations.chunks import chunks
-from planner.activations.tape import LayerTape, begun, ended
+from planner.activations.tape import LayerTape
+from planner.engines.deepspeed.boundary import Boundary, Cargo, boundary
+from planner.engines.deepspeed.entry import Entry
 from planner.engines.deepspeed.strategy import Setup, Strategy
 from planner.engines.deepspeed.walk import Pass, backward, forward, passes
 from planner.layout.schedule import (
@@ -67,8 +68,7 @@ class PipelineWalk:
     index: int
     num_stages: int
     micro_steps: int
-    boundary_bytes: int
-    """The tensor that one stage sends to the next."""
+    boundary: Boundary
     token_bytes: int
     """The token ids of a micro-batch, also its labels."""
     slots: list[Slot]
@@ -76,11 +76,14 @@ class PipelineWalk:
     """The copied token ids, where the stem does not save them."""
     empties_inputs: bool = False
     """The first layer is a checkpoint that keeps a piece of its input and empties the whole."""
+    refills_inputs: bool = False
+    """Its backward pass puts the whole back into the slot, and the first tape leaves it there."""
     workspace_bytes: int = 0
     """cuBLAS takes it at the first product of the forward and of the backward thread."""
     _workspaces: int = 0
-    _receive_buffer: int = 0
-    """Shared by activations and gradients: one list of buffers serves both (1458-1468)."""
+    _buffers: set[bool] = field(default_factory=set)
+    """Receive buffers that are there, of cut and of whole tensors. Activations and gradients of the
+    same kind share them: one list of buffers serves both (1458-1468)."""
     _met: bool = False
     """Shapes have been sent."""
     _loss_slot: int = -1
@@ -128,10 +131,11 @@ class PipelineWalk:
             case "load":
                 self._load(timeline, slot)
             case "receive_activation":
-                self._receive(timeline)
-                _put(timeline, slot, self.boundary_bytes)
+                self._receive(timeline, "activation")
+                _put(timeline, slot, self.boundary.sent_bytes("activation"))
             case "receive_gradient":
-                self._receive(timeline)
+                self._restore_output(timeline, slot)
+                self._receive(timeline, "gradient")
             case "send_activation":
                 self._tell_shapes(timeline)
             case _:
@@ -151,11 +155,19 @@ class PipelineWalk:
         if old:
             timeline.add(Term.PIPELINE_BUFFERS, -old)
 
-    def _receive(self, timeline: Timeline) -> None:
+    def _receive(self, timeline: Timeline, cargo: Cargo) -> None:
         """The buffer is made once and kept (1150-1163, 1299-1317, 1458-1468)."""
-        if not self._receive_buffer:
-            self._receive_buffer = self.boundary_bytes
-            timeline.add(Term.PIPELINE_BUFFERS, self._receive_buffer)
+        kind = self.boundary.is_cut(cargo)
+        if kind not in self._buffers:
+            self._buffers.add(kind)
+            timeline.add(Term.PIPELINE_BUFFERS, self.boundary.sent_bytes(cargo))
+
+    def _restore_output(self, timeline: Timeline, slot: Slot) -> None:
+        """Whole again before whole gradients come, where shares were sent (1164-1175)."""
+        if self.boundary.cut_activation and not self.boundary.cut_gradient:
+            self.boundary.gather(timeline)
+            _replace(timeline, slot.output, self.boundary.whole_bytes)
+            slot.output = self.boundary.whole_bytes
 
     def _tell_shapes(self, timeline: Timeline) -> None:
         """Before the first activation is sent (972-1032)."""
@@ -165,6 +177,8 @@ class PipelineWalk:
 
     def _send_gradient(self, timeline: Timeline, slot: Slot) -> None:
         """Drop the activation and its gradient (1136); on the last stage the slot's graph stays."""
+        if self.boundary.cut_gradient:
+            timeline.spike(Term.TRANSIENT, self.boundary.sent_bytes("gradient"))
         sent = slot.inputs + slot.gradient
         slot.inputs = slot.gradient = 0
         if self._is_last:
@@ -173,13 +187,11 @@ class PipelineWalk:
             timeline.add(Term.PIPELINE_BUFFERS, -sent)
 
     def _forward(self, timeline: Timeline, buffer: int, micro_batch: int) -> None:
-        """A second copy of the input, the layers, and on the last stage the loss (722-815)."""
-        slot, first = self.slots[buffer], self.layers[0].tape
+        """The input, the layers, and on the last stage the loss (700-808)."""
+        slot = self.slots[buffer]
         self._start_thread(timeline, 1)
         self.strategy.begin_forward(timeline, micro_batch)
-        copied = self.boundary_bytes if self.index else self.passing_token_bytes
-        timeline.add(Term.TRANSIENT, copied)
-        held = 0 if first.input_saved or self.empties_inputs else copied
+        held = self._take_input(timeline, slot)
         for place, layer in enumerate(self.layers):
             if self._is_last and layer is self.layers[-1]:
                 self._drop_outputs(timeline, buffer)
@@ -188,14 +200,40 @@ class PipelineWalk:
                 # The layer let go of its input, but the engine's variable does not.
                 timeline.add(Term.TRANSIENT, held)
         timeline.add(Term.TRANSIENT, -held)
-        last = self.layers[-1].tape
         if self._is_last:
-            slot.output = last.held_bytes
+            slot.output = self.layers[-1].tape.held_bytes
             self._hold_loss(timeline, buffer)
         else:
-            slot.output = last.output_bytes
-            timeline.add(Term.TRANSIENT, -slot.output)
+            self._keep_output(timeline, slot)
+
+    def _take_input(self, timeline: Timeline, slot: Slot) -> int:
+        """A second copy of it (700-705); returns what the engine's variable holds to the end."""
+        if self.index and self.boundary.cut_activation:
+            self._gather_input(timeline, slot)
+            return 0
+        copied = self.boundary.whole_bytes if self.index else self.passing_token_bytes
+        timeline.add(Term.TRANSIENT, copied)
+        return 0 if self.layers[0].tape.input_saved or self.empties_inputs else copied
+
+    def _gather_input(self, timeline: Timeline, slot: Slot) -> None:
+        """The whole takes the share's place in the slot, and is what the layers get (707-722)."""
+        share, slot.inputs = slot.inputs, 0
+        timeline.add(Term.TRANSIENT, share)
+        self.boundary.gather(timeline)
+        timeline.add(Term.TRANSIENT, -share)
+        timeline.add(Term.PIPELINE_BUFFERS, -share)
+        if not self.empties_inputs:
+            slot.inputs = self.boundary.whole_bytes
+            _replace(timeline, 0, slot.inputs)
+
+    def _keep_output(self, timeline: Timeline, slot: Slot) -> None:
+        """As it is; of a cut one a copy of the share, and the whole is emptied (732-748)."""
+        slot.output = self.boundary.sent_bytes("activation")
+        if self.boundary.cut_activation:
             timeline.add(Term.PIPELINE_BUFFERS, slot.output)
+            timeline.add(Term.TRANSIENT, -self.boundary.whole_bytes)
+        else:
+            _replace(timeline, 0, slot.output)
 
     def _start_thread(self, timeline: Timeline, threads: int) -> None:
         if self._workspaces < threads:
@@ -231,43 +269,36 @@ class PipelineWalk:
         What is received lies in the receive buffer, so the last layer's tape leaves it alone.
         """
         self._start_thread(timeline, 2)
+        gathered = not self._is_last and self.boundary.cut_gradient
+        if gathered:
+            self.boundary.gather(timeline)  # the output's values, which nobody reads
+            self.boundary.gather(timeline)  # its gradient (826-834)
         backward(timeline, self.layers, self.strategy, micro_batch)
         if not self._is_last:
             # The logits of the last stage stay: it returns before this (821-823).
             timeline.add(Term.PIPELINE_BUFFERS, -slot.output)
             slot.output = 0
+        if gathered:
+            timeline.add(Term.TRANSIENT, -2 * self.boundary.whole_bytes)
+        if self.refills_inputs:
+            slot.inputs = self.boundary.whole_bytes
+            timeline.add(Term.ACTIVATIONS, -slot.inputs)
+            timeline.add(Term.PIPELINE_BUFFERS, slot.inputs)
         if self.index:
-            slot.gradient = self.boundary_bytes
-            timeline.add(Term.TRANSIENT, -slot.gradient)
-            timeline.add(Term.PIPELINE_BUFFERS, slot.gradient)
+            slot.gradient = self.boundary.whole_bytes
+            _replace(timeline, 0, slot.gradient)
+
+
+def _replace(timeline: Timeline, old: int, new: int) -> None:
+    """A buffer takes over what was passing; what was in it goes."""
+    timeline.add(Term.TRANSIENT, -new)
+    timeline.add(Term.PIPELINE_BUFFERS, new - old)
 
 
 def _put(timeline: Timeline, slot: Slot, size: int) -> None:
     """Clone what was received into the slot (1171)."""
     slot.inputs = size
     timeline.add(Term.PIPELINE_BUFFERS, size)
-
-
-def _keeping_tokens(tape: LayerTape, token_bytes: int) -> LayerTape:
-    """The stem keeps the copy of the token ids until its weight's gradient has been computed."""
-    used, rest = tape.backward[:1], tape.backward[1:]
-    return replace(
-        tape,
-        forward=begun(tape.forward, token_bytes),
-        backward=(*ended(used, -token_bytes), *rest),
-    )
-
-
-def _looks_up_copies(setup: Setup) -> bool:
-    """An embedding that is cut by vocabulary saves the places in its own rows, not the tokens."""
-    return setup.layout.tp > 1 and setup.training.implementation == "reference"
-
-
-def _empties_inputs(stage: Stage, setup: Setup) -> bool:
-    if not setup.deepspeed.activation_checkpointing.partition_activations:
-        return False
-    layers = [layer.placed.layer for layer in stage.layers]
-    return chunks(layers, setup.training, setup.layout, setup.deepspeed)[0].checkpoint
 
 
 def pipeline_walk(
@@ -293,19 +324,20 @@ def pipeline_walk(
     """
     training = setup.training
     token_bytes = TOKEN_BYTES * training.micro_batch_size * training.sequence_length
-    if stage.index == 0 and not _looks_up_copies(setup):
-        tapes = (_keeping_tokens(tapes[0], token_bytes), *tapes[1:])
+    exchanged = boundary(setup.layout, setup.deepspeed, boundary_bytes)
+    entry = Entry(stage=stage, setup=setup, boundary=exchanged)
     buffers = num_pipe_buffers(stage.index, stage.num_stages, setup.micro_steps)
     return PipelineWalk(
-        layers=passes(stage, tapes),
+        layers=passes(stage, (entry.first_tape(tapes[0], token_bytes), *tapes[1:])),
         strategy=strategy,
         index=stage.index,
         num_stages=stage.num_stages,
         micro_steps=setup.micro_steps,
-        boundary_bytes=boundary_bytes,
+        boundary=exchanged,
         token_bytes=token_bytes,
         slots=[Slot() for _ in range(buffers)],
-        passing_token_bytes=token_bytes if _looks_up_copies(setup) else 0,
-        empties_inputs=_empties_inputs(stage, setup),
+        passing_token_bytes=token_bytes if entry.passes_tokens else 0,
+        empties_inputs=entry.is_emptied,
+        refills_inputs=entry.is_refilled,
         workspace_bytes=workspace_bytes,
     )

@@ -90,6 +90,15 @@ def _pipeline(case: Case) -> Iterator[Refusal]:
             "runtime/pipe/topology.py:248",
             "use sp: 1, or pp: 1",
         )
+    keys = case.deepspeed.pipeline
+    if layout.tp > 1 and keys.grad_partitioned and not keys.pipe_partitioned:
+        yield Refusal(
+            "deepspeed.pipeline.grad_partitioned",
+            "gradients cannot be cut where activations are whole: the receiver makes one buffer "
+            "and takes its first row for the numbers of the cut",
+            "runtime/pipe/engine.py:830",
+            "write grad_partitioned: false as well, or pipe_partitioned: true",
+        )
     yield from _empty_stages(case)
 
 

@@ -9,9 +9,15 @@ from planner.activations.eager import Backend
 from planner.activations.layers import stage_tapes
 from planner.activations.tape import LayerTape
 from planner.engines.deepspeed.below_three import below_three
+from planner.engines.deepspeed.boundary import boundary
 from planner.engines.deepspeed.checkpoints import Checkpoints, arranged
 from planner.engines.deepspeed.dtypes import SIZES
-from planner.engines.deepspeed.pipeline import TOKEN_BYTES, PipelineWalk, pipeline_walk
+from planner.engines.deepspeed.entry import Entry
+from planner.engines.deepspeed.pipeline import (
+    TOKEN_BYTES,
+    PipelineWalk,
+    pipeline_walk,
+)
 from planner.engines.deepspeed.strategy import Setup, Strategy
 from planner.engines.deepspeed.walk import StepWalk, passes
 from planner.engines.deepspeed.zero3 import zero_three
@@ -71,6 +77,7 @@ def run_stage(run: Run, stage: Stage) -> StageRun:
         in_place=False if run.booked else None,
         modules=run.layout.zero_stage == PARTITIONS_WEIGHTS,
         gradient_kept=stage.index < stage.num_stages - 1,
+        input_kept=_entry(run, stage, setup).is_kept,
     )
     tapes = arranged(tapes, stage, checkpoints(run, stage))
     timeline = Timeline()
@@ -107,6 +114,14 @@ def _hidden_bytes(run: Run) -> int:
     ranks = layout.sp * (layout.tp if training.sequence_parallel else 1)
     tokens = training.micro_batch_size * training.sequence_length // ranks
     return tokens * run.model.hidden_size * SIZES[training.precision]
+
+
+def _entry(run: Run, stage: Stage, setup: Setup) -> Entry:
+    return Entry(
+        stage=stage,
+        setup=setup,
+        boundary=boundary(run.layout, run.deepspeed, _hidden_bytes(run)),
+    )
 
 
 def _setup(run: Run, stage: Stage) -> Setup:
