@@ -1,7 +1,7 @@
 """A file's plan: what every rank that differs holds over a step, and whether it fits."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal, NamedTuple
@@ -130,8 +130,7 @@ def make_plan(
     ranks = [
         rank
         for tp_ranks, held in _by_cut(run)
-        for stage in held
-        for rank in _stage_ranks(run, stage, tp_ranks, every_rank=every_rank)
+        for rank in _plan_stages(run, held, _classes(run, tp_ranks), every_rank=every_rank)
     ]
     return _plan(spec, run, ranks)
 
@@ -147,7 +146,7 @@ def plan_rank(spec: Spec, rank: int) -> Plan:
     place = coordinates(rank, layout)
     stage = stages(run.model, layout, run.training, run.deepspeed, place.tp)[place.pp]
     index = partition_index(rank, layout, expert_grouping(layout, run.training))
-    own = _rank_plan(run, stage, run_stage(run, stage), _Class((rank,), index))
+    own = _rank_plan(run, stage, run_stage(run, stage), (rank,), index)
     return _plan(spec, run, [own])
 
 
@@ -195,21 +194,20 @@ def _told(spec: Spec, refusal: Refusal) -> str:
 
 
 class _Class(NamedTuple):
-    """Ranks of a stage that hold the same."""
+    """Ranks of a stage that hold the same, counted from the first rank of their stage."""
 
     ranks: tuple[int, ...]
     place: PartitionIndex
 
 
-def _classes(run: Run, stage: int, tp_ranks: Sequence[int]) -> list[_Class]:
-    """The ranks of a stage by their places in the ZeRO groups, lowest rank first."""
+def _classes(run: Run, tp_ranks: Sequence[int]) -> list[_Class]:
+    """The ranks of any stage by their places in the ZeRO groups, lowest rank first."""
     layout, grouping = run.layout, expert_grouping(run.layout, run.training)
-    size = layout.num_devices // layout.pp
-    ranks = range(stage * size, (stage + 1) * size)
     found: dict[PartitionIndex, list[int]] = {}
-    for rank in ranks:
-        if rank % layout.tp in tp_ranks:
-            found.setdefault(partition_index(rank, layout, grouping), []).append(rank)
+    for first in range(0, layout.num_devices // layout.pp, layout.tp):
+        for tp_rank in tp_ranks:
+            index = partition_index(first + tp_rank, layout, grouping)
+            found.setdefault(index, []).append(first + tp_rank)
     return [_Class(tuple(ranks), index) for index, ranks in found.items()]
 
 
@@ -226,26 +224,31 @@ def _by_cut(run: Run) -> list[tuple[list[int], tuple[Stage, ...]]]:
     return found
 
 
-def _stage_ranks(
-    run: Run, stage: Stage, tp_ranks: Sequence[int], *, every_rank: bool
-) -> list[RankPlan]:
-    done = run_stage(run, stage)
-    classes = _classes(run, stage.index, tp_ranks)
-    if not every_rank:
-        peaks = done.timeline.peaks([each.place for each in classes])
-        classes = [classes[int(peaks.argmax())]]
-    return [_rank_plan(run, stage, done, each) for each in classes]
+def _plan_stages(
+    run: Run, held: Sequence[Stage], classes: Sequence[_Class], *, every_rank: bool
+) -> Iterator[RankPlan]:
+    """Every class of ranks of every stage, or the stage's worst."""
+    places = [each.place for each in classes]
+    size = run.layout.num_devices // run.layout.pp
+    for stage in held:
+        done = run_stage(run, stage)
+        chosen = classes if every_rank else [classes[int(done.timeline.peaks(places).argmax())]]
+        for ranks, place in chosen:
+            own = tuple(stage.index * size + rank for rank in ranks)
+            yield _rank_plan(run, stage, done, own, place)
 
 
-def _rank_plan(run: Run, stage: Stage, done: StageRun, own: _Class) -> RankPlan:
-    phases = done.timeline.fold(own.place)
+def _rank_plan(
+    run: Run, stage: Stage, done: StageRun, ranks: tuple[int, ...], place: PartitionIndex
+) -> RankPlan:
+    phases = done.timeline.fold(place)
     layout = run.layout
     return RankPlan(
-        rank=own.ranks[0],
-        ranks=own.ranks,
+        rank=ranks[0],
+        ranks=ranks,
         stage=stage.index,
         layers=_names(stage),
-        coordinates=coordinates(own.ranks[0], layout)._asdict(),
+        coordinates=coordinates(ranks[0], layout)._asdict(),
         local_parameters=stage.num_parameters,
         phases=phases,
         beyond=beyond(
@@ -254,7 +257,7 @@ def _rank_plan(run: Run, stage: Stage, done: StageRun, own: _Class) -> RankPlan:
             num_groups=num_communicators(layout),
             all_to_all_peers=num_all_to_all_peers(layout, run.devices_per_node),
         ),
-        host=done.strategy.host_bytes(own.place.dense) | _checkpoints_on_host(run, stage),
+        host=done.strategy.host_bytes(place.dense) | _checkpoints_on_host(run, stage),
         notes=done.strategy.notes(),
     )
 

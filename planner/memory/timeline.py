@@ -32,6 +32,8 @@ _MATRIX_CELLS = 2**20
 
 _NOBODY = PartitionIndex(-1, -1)
 
+_TERMS = tuple(Term)
+
 
 class PhasePeak(NamedTuple):
     """The highest point of one phase, and where the phase ended."""
@@ -44,6 +46,15 @@ class PhasePeak(NamedTuple):
     """At the peak; they add up to ``peak_bytes``."""
     end_terms: dict[Term, int]
     """When the phase is over; they add up to ``end_bytes``."""
+
+
+class _Span(NamedTuple):
+    """One stretch of a phase."""
+
+    start: int
+    """Changes before it."""
+    end: int
+    peak_bytes: int
 
 
 class _Booked(NamedTuple):
@@ -120,13 +131,14 @@ class Timeline:
 
     def fold(self, index: PartitionIndex) -> tuple[PhasePeak, ...]:
         """What the rank at ``index`` holds, phase by phase, in the order they first start."""
-        terms = np.asarray(self._terms, dtype=np.int64)
-        deltas = self._deltas_of(index)
-        totals = np.cumsum(deltas)
-        spans: dict[str, list[tuple[int, int]]] = {}
-        ends = [start for _, start in self._phases[1:]] + [len(terms)]
-        for (name, start), end in zip(self._phases, ends, strict=True):
-            spans.setdefault(name, []).append((start, end))
+        terms, deltas = np.asarray(self._terms, dtype=np.int64), self._deltas_of(index)
+        totals = np.concatenate([[0], np.cumsum(deltas)])
+        starts = [start for _, start in self._phases]
+        ends = [*starts[1:], len(terms)]
+        tops = np.maximum(np.maximum.reduceat(totals, starts), totals[ends])
+        spans: dict[str, list[_Span]] = {}
+        for (name, start), end, top in zip(self._phases, ends, tops.tolist(), strict=True):
+            spans.setdefault(name, []).append(_Span(start, end, top))
         return tuple(_peak(name, parts, terms, deltas, totals) for name, parts in spans.items())
 
     def peaks(self, indices: Sequence[PartitionIndex]) -> Ints:
@@ -135,19 +147,19 @@ class Timeline:
         What is common to all is folded once: between two changes that not everyone sees, only the
         highest common total matters. So the cost per rank is that of the changes with owners.
         """
-        common = self._deltas_of(_NOBODY)
-        totals = np.concatenate([[0], np.cumsum(common)])
+        totals = np.concatenate([[0], np.cumsum(self._deltas_of(_NOBODY))])
         if not self._owners:
             return np.full(len(indices), totals.max(), dtype=np.int64)
         places, expert, low, high = np.asarray(self._owners, dtype=np.int64).T
         tops = np.maximum.reduceat(totals, np.concatenate([[0], places + 1]))
         sizes = np.asarray(self._deltas, dtype=np.int64)[places]
-        return np.concatenate(
-            [
-                _own_peaks(np.asarray(part), tops, sizes, (expert, low, high))
-                for part in _portions(indices, max(1, _MATRIX_CELLS // len(places)))
-            ]
-        )
+        different, alike = _alike(np.asarray(indices), np.concatenate([low, high]))
+        peaks = [
+            _own_peaks(part, tops, sizes, (expert, low, high))
+            for part in _portions(different, max(1, _MATRIX_CELLS // len(places)))
+        ]
+        found: Ints = np.concatenate(peaks)[alike]
+        return found
 
     def _deltas_of(self, index: PartitionIndex) -> Ints:
         """The changes that the rank sees: those of other owners are zero."""
@@ -184,7 +196,14 @@ def falls_first(changes: dict[int, int]) -> list[tuple[int, int]]:
     return sorted((change for change in changes.items() if change[1]), key=lambda item: item[1])
 
 
-def _portions(indices: Sequence[PartitionIndex], size: int) -> Iterator[Sequence[PartitionIndex]]:
+def _alike(indices: Ints, bounds: Ints) -> tuple[Ints, Ints]:
+    """One of all indices that no bound tells apart, and for each index which one it is."""
+    sides = np.searchsorted(np.unique(bounds), indices, side="right")
+    _, first, alike = np.unique(sides, axis=0, return_index=True, return_inverse=True)
+    return indices[first], alike.reshape(-1)
+
+
+def _portions(indices: Ints, size: int) -> Iterator[Ints]:
     """The indices in pieces of at most ``size``."""
     for start in range(0, len(indices), size):
         yield indices[start : start + size]
@@ -199,33 +218,27 @@ def _own_peaks(indices: Ints, tops: Ints, sizes: Ints, owners: tuple[Ints, Ints,
     return peaks
 
 
-def _peak(
-    name: str, spans: list[tuple[int, int]], terms: Ints, deltas: Ints, totals: Ints
-) -> PhasePeak:
-    """The highest total in the spans, what is alive there, and what is alive at the last end."""
-    tops = [(_before(start, totals), start) for start, _ in spans]
-    for start, end in spans:
-        if end > start:
-            top = start + int(np.argmax(totals[start:end]))
-            tops.append((int(totals[top]), top + 1))
-    peak_bytes, place = max(tops, key=lambda top: top[0])
-    end = spans[-1][1]
+def _peak(name: str, spans: list[_Span], terms: Ints, deltas: Ints, totals: Ints) -> PhasePeak:
+    """The highest total in the spans, what is alive there and at the last end.
+
+    Of equal totals the one at the start of a span counts, where nothing is under way, else the
+    first.
+    """
+    start, end, peak_bytes = max(spans, key=lambda span: span.peak_bytes)
+    starts = (span.start for span in spans if totals[span.start] == peak_bytes)
+    place = next(starts, start + int(np.argmax(totals[start : end + 1])))
+    last = spans[-1].end
     return PhasePeak(
         phase=name,
-        end_bytes=_before(end, totals),
+        end_bytes=int(totals[last]),
         peak_bytes=peak_bytes,
         terms=_alive(place, terms, deltas),
-        end_terms=_alive(end, terms, deltas),
+        end_terms=_alive(last, terms, deltas),
     )
-
-
-def _before(place: int, totals: Ints) -> int:
-    """Total after the first ``place`` changes."""
-    return int(totals[place - 1]) if place else 0
 
 
 def _alive(place: int, terms: Ints, deltas: Ints) -> dict[Term, int]:
     """Bytes of each term after the first ``place`` changes; terms with none are left out."""
-    sums = np.zeros(len(Term), dtype=np.int64)
+    sums = np.zeros(len(_TERMS), dtype=np.int64)
     np.add.at(sums, terms[:place], deltas[:place])
-    return {term: int(sums[term]) for term in Term if sums[term]}
+    return {term: size for term, size in zip(_TERMS, sums.tolist(), strict=True) if size}
