@@ -27,6 +27,8 @@ PRODUCTS = {
 }
 """Operations that cuBLAS does."""
 
+HALVES = {torch.float16, torch.bfloat16}
+
 
 class CapacityExceededError(torch.OutOfMemoryError):
     """An allocation that a device of the planned size would have refused."""
@@ -72,7 +74,7 @@ class Ledger(TorchDispatchMode):
         del types
         if self.workspace_bytes and func in PRODUCTS:
             self._take_workspace(backward=torch._C._current_graph_task_id() >= 0)
-        result = func(*args, **(kwargs or {}))
+        result = _run(func, args, kwargs or {})
         before = self.books.now_bytes
         for leaf in tree_iter(result):
             if isinstance(leaf, torch.Tensor) and leaf.device.type == self.device:
@@ -116,3 +118,15 @@ class Ledger(TorchDispatchMode):
             raise CapacityExceededError(
                 wanted_bytes=now - before, used_bytes=before, capacity_bytes=capacity
             )
+
+
+def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run an operation; products of 16-bit matrices on a CPU go through fp32, unbooked.
+
+    Without bf16 units that takes a tenth of the time, and the result is as large.
+    """
+    last = args[-1] if func in PRODUCTS else None
+    if last is None or last.device.type != "cpu" or last.dtype not in HALVES:
+        return func(*args, **kwargs)
+    wide = [each.float() if isinstance(each, torch.Tensor) else each for each in args]
+    return func(*wide, **kwargs).to(last.dtype)
