@@ -20,14 +20,28 @@ class UnsupportedError(PlannerError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sharding:
+    """How FSDP ran."""
+
+    in_fp32: bool = True
+    """Mixed precision keeps shards, gradients and states in fp32."""
+    reduced_in_fp32: bool = False
+    reshard_after_forward: bool = True
+    forward_prefetch: bool = False
+    """Of the second FSDP."""
+    replicas: int = 1
+    """Groups that hold the same shards."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
     """One entry, translated."""
 
     spec: Spec
     model: Model
     engine: Engine = "deepspeed"
-    shards_in_fp32: bool = True
-    """FSDP's mixed precision keeps its shards, gradients and states in fp32."""
+    sharding: Sharding = field(default_factory=Sharding)
+    """Of FSDP."""
     megatron: Megatron = field(default_factory=Megatron)
     """Switches of Megatron-Core, if that is what ran."""
     where: Where

@@ -132,9 +132,9 @@ def _ddp(case: Case) -> tuple[PhasePeak, ...]:
 
 
 def _fsdp(case: Case) -> tuple[PhasePeak, ...]:
-    """All devices hold the same, but for padding."""
+    """All devices of a stage hold the same, but for padding."""
     spec, layout = case.spec, case.spec.fixed_layout
-    (held,) = stages(case.model, layout, spec.training, spec.deepspeed)
+    held, *_ = _chosen(stages(case.model, layout, spec.training, spec.deepspeed), case)
     sizes = fsdp.SIZES[spec.training.precision]
     run = fsdp.Run(
         model=case.model,
@@ -142,7 +142,11 @@ def _fsdp(case: Case) -> tuple[PhasePeak, ...]:
         layout=layout,
         device=spec.cluster.device,
         micro_steps=spec.micro_steps,
-        sharded_bytes=fsdp.FP32_BYTES if case.shards_in_fp32 else sizes,
+        sharded_bytes=fsdp.FP32_BYTES if case.sharding.in_fp32 else sizes,
+        shards=max(1, layout.dp // case.sharding.replicas),
+        reshard_after_forward=case.sharding.reshard_after_forward,
+        reduce_bytes=fsdp.FP32_BYTES if case.sharding.reduced_in_fp32 else None,
+        forward_prefetch=case.sharding.forward_prefetch,
     )
     return fsdp.run_stage(run, held).fold(PartitionIndex(0, 0))
 

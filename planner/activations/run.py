@@ -156,6 +156,8 @@ def _run_block(machine: Machine, case: Case, hidden: Tensor, shared: Shared) -> 
 def _checkpointed(
     machine: Machine, case: Case, run: Callable[[Tensor], Tensor], hidden: Tensor
 ) -> Tensor:
+    if case.training.recompute == "selective" and case.training.implementation == "hf":
+        return checkpoint(run, hidden, selective=True)
     if not case.recomputed:
         return run(hidden)
     if checkpoints_by_function(case.training, case.layout):

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from planner.accuracy.case import Case, Engine, UnsupportedError, Where
+from planner.accuracy.case import Case, Engine, Sharding, UnsupportedError, Where
 from planner.accuracy.entries import Entry, whole
 from planner.accuracy.translate.groups import with_groups
 from planner.accuracy.translate.models import Keys, configuration
@@ -130,7 +130,7 @@ class Reader:
         """None, selective or full."""
         told = self.entry.training.get("recompute", "none")
         text = str(told.get("granularity", "none") if isinstance(told, dict) else told)
-        if "selective" in text:
+        if "selective" in text or "SAC" in text:
             return "selective"
         if "none" in text or text in {"off", "False"}:
             return "none"
@@ -176,7 +176,9 @@ class Reader:
     def plain_numbers(self, *others: str) -> None:
         """Refuse what is computed in eight bits, or kept elsewhere."""
         training = self.entry.training
-        for key in (*others, "float8", "fp8_format", "tiled_mlp", _OFFLOADED):
+        if training.get("float8") or training.get("fp8_format"):
+            self.assume("products in eight bits are counted as in sixteen")
+        for key in (*others, "tiled_mlp", _OFFLOADED):
             if training.get(key):
                 raise UnsupportedError(f"{key} {training[key]} is not modelled")
 
@@ -187,7 +189,7 @@ class Reader:
         stage: ZeroStage,
         deepspeed: DeepSpeed | None = None,
         engine: Engine = "deepspeed",
-        shards_in_fp32: bool = True,
+        sharding: Sharding | None = None,
         megatron: Megatron | None = None,
         vocabulary: int | None = None,
         tuning: Tuning | None = None,
@@ -209,7 +211,7 @@ class Reader:
             ),
             model=self._model(keys) if tuning is None else tuned(self._model(keys), tuning),
             engine=engine,
-            shards_in_fp32=shards_in_fp32,
+            sharding=sharding or Sharding(),
             megatron=megatron or Megatron(),
             where=self.where(layout.pp),
             assumptions=tuple(self.assumptions),

@@ -54,7 +54,7 @@ def _family(model: Section) -> str:
         return "deepseek_v3"
     if model.get("moe"):
         return "qwen3_moe" if model.get("qk_layernorm") else "mixtral"
-    if norm == "LayerNorm":
+    if "layernorm" in str(norm).lower():
         return _with_layer_norm(model, positions)
     if model.get("activation") == "geglu":
         return "gemma"
@@ -66,7 +66,7 @@ def _family(model: Section) -> str:
 def _with_layer_norm(model: Section, positions: str) -> str:
     if positions == "alibi":
         return "bloom"
-    if positions == "learned_absolute":
+    if positions.startswith("learned"):
         return "opt" if model.get("activation") == "relu" else "gpt2"
     if whole(model, "num_kv_heads") == 1:
         return "falcon"

@@ -1,5 +1,7 @@
 """Plain PyTorch on one device or under DDP: Hugging Face's Trainer, litgpt's benchmark."""
 
+from dataclasses import replace
+
 from planner.accuracy.case import Case, UnsupportedError
 from planner.accuracy.entries import Entry, whole
 from planner.accuracy.translate.common import Reader
@@ -19,34 +21,17 @@ def translate(entry: Entry) -> Case:
     reader = Reader(entry)
     reader.plain_numbers()
     _refuse(entry)
-    if entry.parallel.get("zero_stage") not in (0, None):
-        raise UnsupportedError("partitioned states are not plain PyTorch")
     mixed = str(entry.training.get("mixed_precision", "no"))
     tuning = tuning_of(entry, reader, autocast=mixed not in NOT_MIXED)
-    return reader.case(training=_training(entry, reader), engine="ddp", stage=0, tuning=tuning)
+    training = training_of(entry, reader)
+    if compiled(entry) and fusible(entry):
+        reader.assume("compiled layers are counted as Megatron's fused kernels")
+        training = replace(training, implementation="megatron")
+    return reader.case(training=training, engine="ddp", stage=0, tuning=tuning)
 
 
-def translate_fsdp(entry: Entry) -> Case:
-    """Turn a run of FSDP into a case.
-
-    Raises:
-        PlannerError: it cannot be planned.
-
-    """
-    reader = Reader(entry)
-    reader.plain_numbers()
-    _refuse(entry)
-    mixed = str(entry.training.get("mixed_precision", "no"))
-    precision = str(entry.training.get("param_dtype", ""))
-    keeps_fp32 = mixed not in NOT_MIXED or "fp32" in precision
-    tuning = tuning_of(entry, reader, autocast=False, cast_by_engine=keeps_fp32)
-    training = _training(entry, reader)
-    return reader.case(
-        training=training, engine="fsdp", stage=0, shards_in_fp32=keeps_fp32, tuning=tuning
-    )
-
-
-def _training(entry: Entry, reader: Reader) -> Training:
+def training_of(entry: Entry, reader: Reader) -> Training:
+    """What all of PyTorch's engines read alike."""
     training = Training(
         sequence_length=reader.sequence(),
         micro_batch_size=reader.micro_batch(),
@@ -65,13 +50,23 @@ def _training(entry: Entry, reader: Reader) -> Training:
     return training
 
 
+def compiled(entry: Entry) -> bool:
+    """A compiler fused the layers' operations."""
+    return str(entry.training.get("compile", False)).lower() not in {"false", "none"}
+
+
+def fusible(entry: Entry) -> bool:
+    """Blocks as Megatron's fused kernels know them: a norm before each of two branches."""
+    return "neox" not in str(entry.model) and entry.model.get("parallel_residual") is not True
+
+
 def _refuse(entry: Entry) -> None:
     """What this engine does not model."""
-    parallel, training = entry.parallel, entry.training
+    parallel = entry.parallel
     if max(whole(parallel, axis, 1) or 1 for axis in ("tp", "pp", "cp", "ep")) > 1:
         raise UnsupportedError("plain PyTorch with tensor, pipeline or context parallelism")
-    if str(training.get("compile", False)).lower() not in {"false", "none"}:
-        raise UnsupportedError("what a compiler fuses is not modelled")
+    if parallel.get("zero_stage") not in (0, None):
+        raise UnsupportedError("partitioned states are not plain PyTorch")
 
 
 def _kernel(entry: Entry) -> OptimizerKernel:

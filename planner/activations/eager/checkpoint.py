@@ -6,6 +6,10 @@ the run ends as soon as the last tensor is saved. Sources: torch/utils/checkpoin
 (_checkpoint_without_reentrant_generator, set_checkpoint_early_stop) of PyTorch 2.13;
 transformers 5.23 modeling_utils.py:3149 (use_reentrant False). Left out: the state of the random
 generators that a checkpoint keeps, 5056 B on the host.
+
+Selective: results of attention and of every other matrix product are kept and not computed again.
+Source: torchtitan, models/llama3/infra/parallelize.py (``_apply_op_sac`` recomputes the products of
+even count), with create_selective_checkpoint_contexts of torch/utils/checkpoint.py.
 """
 
 from collections.abc import Callable
@@ -37,13 +41,42 @@ class _Held:
         return self.frame.again.pop(self.place)
 
 
+class _Kept:
+    """Results that the second run takes from the first."""
+
+    __slots__ = ("again", "products", "results")
+
+    def __init__(self) -> None:
+        self.results: list[Tensor] = []
+        self.products = 0
+        self.again = False
+
+    def restart(self) -> None:
+        """The second run begins."""
+        self.again, self.products = True, 0
+
+    def made(self, kind: str, make: Callable[[], Tensor]) -> Tensor:
+        """A result of the first run, or a new one."""
+        self.products += kind == "mm"
+        if kind == "mm" and self.products % 2 == 0:
+            return make()
+        if self.again:
+            return self.results.pop(0)
+        result = make()
+        self.results.append(result.alias())
+        return result
+
+
 class _Frame:
     """One call of a checkpointed function."""
 
-    __slots__ = ("again", "function", "helds", "inputs", "ran", "seen")
+    __slots__ = ("again", "function", "helds", "inputs", "kept", "ran", "seen")
 
-    def __init__(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> None:
+    def __init__(
+        self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...], kept: _Kept | None
+    ) -> None:
         self.function = function
+        self.kept = kept
         self.inputs = tuple(tensor.alias(edge=tensor.edge) for tensor in inputs)
         self.helds: list[ref[_Held]] = []
         self.again: dict[int, Tensor] = {}
@@ -72,24 +105,31 @@ class _Frame:
         """Run the function for what it saves."""
         self.ran = True
         machine = self.inputs[0].machine
-        outer = machine.pack, machine.recording, machine.label, machine.term
+        outer = machine.pack, machine.recording, machine.label, machine.term, machine.outputs
         first = len(machine.sizes)
         machine.pack, machine.recording = self.pack_again, True
+        if self.kept is not None:
+            self.kept.restart()
+            machine.outputs = self.kept
         try:
             self.function(*self.inputs)
         except _Enough:
             pass
         finally:
-            machine.pack, machine.recording, machine.label, machine.term = outer
+            machine.pack, machine.recording, machine.label, machine.term, machine.outputs = outer
         machine.settle(first)
 
 
-def checkpoint(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """Call ``function`` and keep only its inputs; the rest is computed again in backward."""
-    frame: Any = _Frame(function, inputs)
+def checkpoint(function: Callable[..., Tensor], *inputs: Tensor, selective: bool = False) -> Tensor:
+    """Call ``function`` and keep only its inputs; the rest is computed again in backward.
+
+    ``selective``: costly results are kept, too.
+    """
+    frame: Any = _Frame(function, inputs, _Kept() if selective else None)
     machine = inputs[0].machine
     outer, machine.pack = machine.pack, frame.pack
+    outputs, machine.outputs = machine.outputs, frame.kept
     try:
         return function(*inputs)
     finally:
-        machine.pack = outer
+        machine.pack, machine.outputs = outer, outputs

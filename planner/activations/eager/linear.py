@@ -10,7 +10,8 @@ def mm(first: Tensor, second: Tensor) -> Tensor:
     node = begin(_mm_back, first, second)
     if node is not None:
         node.save(first if node.needs(1) else None, second if node.needs(0) else None)
-    return finish(node, empty(first.machine, (first.shape[0], second.shape[1]), first.dtype))
+    shape = (first.shape[0], second.shape[1])
+    return finish(node, first.machine.made("mm", shape, first.dtype))
 
 
 def _mm_back(node: Node, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, Protocol, TypeVar, cast
 
 from planner.activations.eager.autograd import PARAMETER_FIRST, Node, Sink, begin, finish
 from planner.activations.eager.tensor import Shape, Storage, Tensor, contiguous_strides, empty
@@ -14,6 +14,13 @@ Output = TypeVar("Output", bound=Tensor | tuple[Any, ...])
 """Of a module: a tensor, or a tuple of which the first one is what the next module works on."""
 Cut = Literal["rows", "columns"]
 """Of a linear's weight (out, in): its outputs, or its inputs."""
+
+
+class Outputs(Protocol):
+    """Results of operations that are not run twice."""
+
+    def made(self, kind: str, make: Callable[[], Tensor]) -> Tensor:
+        """A result, new or from the first run."""
 
 
 class Machine:
@@ -42,6 +49,8 @@ class Machine:
         """Operations are recorded for a backward pass."""
         self.pack: Callable[[Tensor], Any] | None = None
         """Puts something in the place of each saved tensor; recomputation sets it."""
+        self.outputs: Outputs | None = None
+        """Keeps results that a second run does not compute again; recomputation sets it."""
         self.sequence = 0
         self.parameters: dict[str, Tensor] = {}
         self.indices: dict[str, int] = {}
@@ -61,6 +70,12 @@ class Machine:
         self.live.add(index)
         self.events.append(index)
         return index
+
+    def made(self, kind: str, shape: Shape, dtype: str) -> Tensor:
+        """The result of a costly operation, which selective recomputation may have kept."""
+        if self.outputs is None:
+            return empty(self, shape, dtype)
+        return self.outputs.made(kind, lambda: empty(self, shape, dtype))
 
     def book(self, tensor: Tensor, term: Term) -> Tensor:
         """Count one tensor under this term however long it lives."""

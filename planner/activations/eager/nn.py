@@ -40,6 +40,7 @@ def attention(
     value: Tensor,
     *,
     mask: Tensor | None = None,
+    causal: bool = False,
     probability: float = 0.0,
 ) -> Tensor:
     """``scaled_dot_product_attention`` on (B, A, S, D), by the kernel that PyTorch picks.
@@ -50,7 +51,9 @@ def attention(
     same = query.shape[-1] == value.shape[-1]
     if query.machine.backend == "cpu":
         if probability or not same:
-            return math_attention(query, key, value, mask=mask, probability=probability)
+            return math_attention(
+                query, key, value, mask=mask, causal=causal, probability=probability
+            )
         return _flash(query, key, value)
     if mask is None and same and query.shape[-1] <= FLASH_HEAD_SIZE:
         return _flash(query, key, value)
@@ -68,14 +71,20 @@ def _flash(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     node = begin(_flash_cuda_back if cuda else _flash_cpu_back, query, key, value)
     if node is not None:
         node.save(query, key, value)
-    result = like(query)
-    sums = empty(machine, query.shape[:3], "fp32")
+    result = _kept_like(query)
+    sums = machine.made("attention", query.shape[:3], "fp32")
     if node is not None:
         node.save(result, sums)
         if cuda:
             # Philox seed and offset: two uint64.
             node.save(empty(machine, (2,), "int64"))
     return finish(node, result)
+
+
+def _kept_like(query: Tensor) -> Tensor:
+    """``empty_like``, or what selective recomputation has kept of the first run."""
+    outputs = query.machine.outputs
+    return like(query) if outputs is None else outputs.made("attention", lambda: like(query))
 
 
 def _efficient(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -171,19 +180,40 @@ def math_attention(
     value: Tensor,
     *,
     mask: Tensor | None = None,
+    causal: bool = False,
     probability: float = 0.0,
 ) -> Tensor:
-    """The composite path of ``scaled_dot_product_attention``: q and k are scaled apart.
+    """The composite path of ``scaled_dot_product_attention``: in fp32, q and k scaled apart.
 
+    All of its variables live until it returns, the weights in the query's dtype among them.
     Source: _scaled_dot_product_attention_math, aten/src/ATen/native/transformers/attention.cpp.
     """
-    scaled = scale(query)
-    scores = matmul(scaled, transpose(scale(key), 2, 3))
+    wide_query, wide_key, wide_value = (to(tensor, "fp32") for tensor in (query, key, value))
+    scaled = scale(wide_query)
+    if causal:
+        mask = _causal_mask(query, key)
+    scaled_key = scale(transpose(wide_key, 2, 3))
+    scores = matmul(scaled, scaled_key)
     if mask is not None:
         scores = add(scores, mask)
     weights = softmax(scores, scores.dtype)
+    del scores
     weights = dropout(weights, probability)
-    return matmul(weights, value)
+    told = to(weights, query.dtype)
+    result = to(matmul(weights, wide_value), query.dtype)
+    del told
+    return result
+
+
+def _causal_mask(query: Tensor, key: Tensor) -> Tensor:
+    """(S, S) fp32: zeros, and minus infinity where ``ones.tril()`` is false."""
+    shape = (query.shape[2], key.shape[2])
+    ones = empty(query.machine, shape, "bool")
+    seen = empty(query.machine, shape, "bool")
+    del ones
+    mask = empty(query.machine, shape, "fp32")
+    del seen
+    return mask
 
 
 def layer_norm(tensor: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

@@ -38,6 +38,15 @@ class Run:
     micro_steps: int
     sharded_bytes: int
     """Of an element of the shards: 4 where mixed precision keeps them in fp32."""
+    shards: int
+    """Over how many devices a parameter is cut; fewer than dp under hybrid sharding."""
+    reshard_after_forward: bool = True
+    """False: a block stays whole from its forward to its backward pass."""
+    reduce_bytes: int | None = None
+    """Of an element while gradients are reduced; None: as in the passes."""
+    forward_prefetch: bool = False
+    """The next block is gathered beside this one in the forward pass, too: FSDP2, whose gathers run
+    ahead on a stream of their own (torch/distributed/fsdp/_fully_shard/_fsdp_param_group.py)."""
 
 
 def run_stage(run: Run, stage: Stage) -> Timeline:
@@ -83,7 +92,7 @@ class _Walk:
         """Mixed precision keeps in fp32 what is trained."""
         if parameter.trained:
             return self.shard([parameter])
-        return ceil_div(self._gathered(parameter), self.run.layout.dp)
+        return ceil_div(self._gathered(parameter), self.run.shards)
 
     def _gathered(self, parameter: LocalParameter) -> int:
         """Bytes of the whole tensor as it is computed with; four-bit ones are gathered so."""
@@ -98,7 +107,7 @@ class _Walk:
         return sum(self._numel(p) * self._element(p) for p in parameters)
 
     def _numel(self, parameter: LocalParameter) -> int:
-        return ceil_div(parameter.numel, self.run.layout.dp)
+        return ceil_div(parameter.numel, self.run.shards)
 
     def _element(self, parameter: LocalParameter) -> int:
         return self.run.sharded_bytes if parameter.stored == "model" else FP32_BYTES
@@ -146,17 +155,24 @@ class _Walk:
     def _forward(self, timeline: Timeline, place: int) -> None:
         """A unit is gathered for its pass."""
         whole = self.whole[place] if self.is_unit[place] else 0
-        timeline.add(Term.GATHERED_WEIGHTS, whole)
+        later = place + 1
+        ahead = later < len(self.layers) and self.is_unit[place] and self.is_unit[later]
+        beside = self.whole[later] if ahead and self.run.forward_prefetch else 0
+        timeline.add(Term.GATHERED_WEIGHTS, whole + beside)
         for segment in self.tapes[place].forward:
             _play(timeline, segment)
-        timeline.add(Term.GATHERED_WEIGHTS, -whole)
+        gone = whole if self.run.reshard_after_forward else 0
+        timeline.add(Term.GATHERED_WEIGHTS, -gone - beside)
 
     def _backward(self, timeline: Timeline, place: int, *, first: bool) -> None:
         """The next unit is gathered beside this one (``BackwardPrefetch.BACKWARD_PRE``)."""
         whole = self.whole[place] if self.is_unit[place] else 0
         ahead = place > 0 and self.is_unit[place] and self.is_unit[place - 1]
         beside = self.whole[place - 1] if ahead else 0
-        timeline.add(Term.GATHERED_WEIGHTS, whole + beside)
+        if not self.run.reshard_after_forward:
+            beside = 0
+        timeline.add(Term.GATHERED_WEIGHTS, beside)
+        timeline.add(Term.GATHERED_WEIGHTS, whole if self.run.reshard_after_forward else 0)
         for segment in self.tapes[place].backward:
             _play(timeline, segment)
             self._arrive(timeline, place, segment)
@@ -198,12 +214,13 @@ class _Walk:
         self, timeline: Timeline, whole: int, trained: list[LocalParameter], *, first: bool
     ) -> None:
         """All of them are copied into the flat gradient, which is reduced to the rank's share."""
-        flat = sum(map(self._gathered, trained))
+        made = sum(map(self._gathered, trained))
+        flat = made // self.size * (self.run.reduce_bytes or self.size)
         timeline.add(Term.REDUCE_COPIES, flat)
-        timeline.add(Term.GRADIENTS, -min(self.waiting, flat))
-        self.waiting -= min(self.waiting, flat)
+        timeline.add(Term.GRADIENTS, -min(self.waiting, made))
+        self.waiting -= min(self.waiting, made)
         timeline.add(Term.GATHERED_WEIGHTS, -whole)
-        share = ceil_div(flat, self.run.layout.dp)
+        share = ceil_div(flat, self.run.shards)
         timeline.add(Term.REDUCE_COPIES, share)
         timeline.add(Term.OWNED_GRADIENTS, self.shard(trained) if first else 0)
         timeline.add(Term.REDUCE_COPIES, -share - flat)
