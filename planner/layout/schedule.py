@@ -4,6 +4,8 @@ Source: ``TrainSchedule``, deepspeed/runtime/pipe/schedule.py:189 to 298.
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
+from itertools import chain
 from typing import Literal, NamedTuple
 
 Action = Literal[
@@ -65,10 +67,10 @@ def steps(stage: int, num_stages: int, micro_batches: int) -> Iterator[tuple[Ins
         ) + (_LAST if time == total - 1 else ())
 
 
-def instructions(stage: int, num_stages: int, micro_batches: int) -> Iterator[Instruction]:
+@lru_cache(maxsize=1024)
+def instructions(stage: int, num_stages: int, micro_batches: int) -> tuple[Instruction, ...]:
     """The same, one after the other."""
-    for group in steps(stage, num_stages, micro_batches):
-        yield from group
+    return tuple(chain.from_iterable(steps(stage, num_stages, micro_batches)))
 
 
 def sufficient_micro_batches(stage: int, num_stages: int, micro_batches: int) -> int:

@@ -8,6 +8,7 @@ gradients of both kinds be told apart by one index.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate, groupby
 from typing import NamedTuple
 
@@ -73,9 +74,9 @@ class Group:
     """Elements of the largest slice of a parameter in a partition."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Partition:
-    """All groups, and the place of every parameter."""
+    """All groups, and the place of every parameter; compared as an object."""
 
     groups: tuple[Group, ...]
     places: tuple[Place, ...]
@@ -84,8 +85,9 @@ class Partition:
     """`Group.touched`, summed over the groups."""
 
 
+@lru_cache(maxsize=256)
 def partition(setup: Setup) -> Partition:
-    """Flatten and cut the groups of a stage's optimizer.
+    """Flatten and cut the groups of a stage's optimizer; equal stages get the same object.
 
     Source: runtime/zero/stage_1_and_2.py:400-595 of DeepSpeed 0.19.8.
     """

@@ -4,6 +4,7 @@ Line numbers are of runtime/zero/stage_1_and_2.py of DeepSpeed 0.19.8.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from planner.engines.deepspeed.dtypes import FP32_BYTES
@@ -46,7 +47,8 @@ class _Slice(NamedTuple):
     owners: Owners
 
 
-def copies(layout: Partition, bucket: Sequence[int], rules: Rules) -> tuple[Copies, ...]:
+@lru_cache(maxsize=4096)
+def copies(layout: Partition, bucket: tuple[int, ...], rules: Rules) -> tuple[Copies, ...]:
     """Compute what the reduction of the parameters in ``bucket``, in this order, allocates.
 
     Flattening one tensor alone gives a view of it. Source: ``average_tensor`` (1590-1716),

@@ -3,7 +3,10 @@
 Line numbers are of runtime/zero/stage_1_and_2.py of DeepSpeed 0.19.8.
 """
 
-from planner.engines.deepspeed.dtypes import Sizes, accumulates_in_fp32, sizes
+from dataclasses import replace
+from functools import lru_cache
+
+from planner.engines.deepspeed.dtypes import accumulates_in_fp32, sizes
 from planner.engines.deepspeed.keepers import Compact, InPlace, Keeper, Together, When
 from planner.engines.deepspeed.offload import (
     OffloadedStep,
@@ -14,7 +17,7 @@ from planner.engines.deepspeed.partition import Partition, partition
 from planner.engines.deepspeed.reduction import Rules, Way
 from planner.engines.deepspeed.strategy import Setup
 from planner.engines.deepspeed.zero12_optimizer import ZeroOneTwo
-from planner.engines.deepspeed.zero12_step import make_step
+from planner.engines.deepspeed.zero12_step import Step, make_step
 from planner.spec.deepspeed import Zero
 
 STAGE_2 = 2
@@ -24,21 +27,19 @@ def zero12(setup: Setup) -> ZeroOneTwo:
     """Stage 1 or 2 of the layout, with or without offload."""
     zero = setup.deepspeed.zero_optimization
     layout = partition(setup)
-    size = sizes(setup)
     stage2 = setup.layout.zero_stage == STAGE_2
-    accumulates = size.accumulation != size.model and not stage2
-    contiguous = zero.contiguous_gradients or offloads(setup)
-    keeper = _keeper(setup, layout, accumulates=accumulates, contiguous=contiguous)
+    accumulates, contiguous = _accumulates(setup), _contiguous(setup)
+    keeper = _keeper(setup, layout)
     step = (
         OffloadedStep(keeper=offloaded(setup, layout, keeper))
         if offloads(setup)
-        else make_step(setup, layout, keeper)
+        else replace(_first_step(setup))
     )
     return ZeroOneTwo(
         setup=setup,
         layout=layout,
         keeper=step.keeper if isinstance(step, OffloadedStep) else keeper,
-        rules=_rules(setup, size, accumulates=accumulates, contiguous=contiguous),
+        rules=_rules(setup, accumulates=accumulates, contiguous=contiguous),
         last_step=step,
         partitions_gradients=stage2,
         accumulates=accumulates,
@@ -50,8 +51,24 @@ def zero12(setup: Setup) -> ZeroOneTwo:
     )
 
 
-def _keeper(setup: Setup, layout: Partition, *, accumulates: bool, contiguous: bool) -> Keeper:
+def _accumulates(setup: Setup) -> bool:
     size = sizes(setup)
+    return size.accumulation != size.model and setup.layout.zero_stage != STAGE_2
+
+
+def _contiguous(setup: Setup) -> bool:
+    return setup.deepspeed.zero_optimization.contiguous_gradients or offloads(setup)
+
+
+@lru_cache(maxsize=256)
+def _first_step(setup: Setup) -> Step:
+    """As it is before it is taken; equal stages take copies of it."""
+    layout = partition(setup)
+    return make_step(setup, layout, _keeper(setup, layout))
+
+
+def _keeper(setup: Setup, layout: Partition) -> Keeper:
+    size, accumulates, contiguous = sizes(setup), _accumulates(setup), _contiguous(setup)
     if accumulates_in_fp32(setup):
         return Compact(layout, _owner_frees(accumulates=accumulates, contiguous=contiguous))
     if contiguous:
@@ -59,9 +76,9 @@ def _keeper(setup: Setup, layout: Partition, *, accumulates: bool, contiguous: b
     return InPlace(layout, size.accumulation if accumulates else size.model)
 
 
-def _rules(setup: Setup, size: Sizes, *, accumulates: bool, contiguous: bool) -> Rules:
+def _rules(setup: Setup, *, accumulates: bool, contiguous: bool) -> Rules:
     """Stage 1 puts ``grad_accum`` into its bucket, all others the gradient (1253-1254)."""
-    zero = setup.deepspeed.zero_optimization
+    zero, size = setup.deepspeed.zero_optimization, sizes(setup)
     return Rules(
         bucket_numel=zero.reduce_bucket_size,
         element_bytes=size.accumulation if accumulates else size.model,

@@ -4,7 +4,7 @@
 of that file unless another is named.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 from planner.engines.deepspeed.dtypes import SIZES, sizes
@@ -61,7 +61,6 @@ class ZeroOneTwo:
     """Gradients that live until the next reduction."""
     _stale: list[Stale] = field(default_factory=list)
     """What lives until the step; the same in every step."""
-    _memo: dict[tuple[int, ...], tuple[Copies, ...]] = field(default_factory=dict)
 
     def initialise(self, timeline: Timeline) -> None:
         """Flatten the groups, clone the master partitions, create gradients once and drop them."""
@@ -178,7 +177,7 @@ class ZeroOneTwo:
         if self._elements + numel > self.rules.bucket_numel:
             self._flush(timeline)
             self._filling = self.num_buffers - 1 - self._filling
-        if self._clones() and numel > self.rules.bucket_numel:
+        if numel > self.rules.bucket_numel and self._clones():
             timeline.spike(Term.GRADIENTS, numel * self.rules.element_bytes)  # cloned (1446)
         elif self.contiguous and numel <= self.rules.bucket_numel:
             timeline.add(Term.GRADIENTS, -numel * self.rules.element_bytes)
@@ -195,21 +194,14 @@ class ZeroOneTwo:
             timeline.add(Term.GRADIENTS, -size, owners)
         self._unread = []
         self.keeper.prepare(timeline, bucket)
-        self._copy(timeline, bucket)
+        for copy in copies(self.layout, tuple(bucket), self.rules):
+            _book(timeline, copy)
         self.keeper.keep(timeline, bucket)
         if not self.contiguous or self._elements > self.rules.bucket_numel:
             for parameter in bucket:
                 self._give_up(timeline, parameter)
         self._bucket = []
         self._elements = 0
-
-    def _copy(self, timeline: Timeline, bucket: Sequence[int]) -> None:
-        key = tuple(bucket)
-        made = self._memo.get(key)
-        if made is None:
-            made = self._memo[key] = copies(self.layout, bucket, self.rules)
-        for copy in made:
-            _book(timeline, copy)
 
     def _give_up(self, timeline: Timeline, parameter: int) -> None:
         """Free a gradient outside the bucket buffer when its owners and the others do."""
