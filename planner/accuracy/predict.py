@@ -143,7 +143,7 @@ def _fsdp(case: Case) -> tuple[PhasePeak, ...]:
         device=spec.cluster.device,
         micro_steps=spec.micro_steps,
         sharded_bytes=fsdp.FP32_BYTES if case.sharding.in_fp32 else sizes,
-        shards=max(1, layout.dp // case.sharding.replicas),
+        replicas=case.sharding.replicas,
         reshard_after_forward=case.sharding.reshard_after_forward,
         reduce_bytes=fsdp.FP32_BYTES if case.sharding.reduced_in_fp32 else None,
         forward_prefetch=case.sharding.forward_prefetch,

@@ -7,12 +7,13 @@ from planner.activations.fold import fold
 from planner.activations.layers import _local_shapes
 from planner.activations.programs import mcore, megatron
 from planner.activations.programs.case import Case
+from planner.activations.programs.mcore_latent import latent_attention
+from planner.activations.programs.mcore_moe import Spread, mixture
 from planner.activations.programs.reentrant import reentrant
 from planner.activations.tape import LayerTape
-from planner.errors import ModelError
 from planner.layout.tensor import padded_vocabulary
 from planner.memory.terms import Term
-from planner.model.description import Layer, Mlp, Model
+from planner.model.description import Layer, Model, Parameter
 from planner.spec.deepspeed import DeepSpeed
 from planner.spec.layout import Layout
 from planner.spec.megatron import Megatron
@@ -26,7 +27,7 @@ def mcore_tape(
     """What one micro-batch allocates and frees in one pass through ``layer``.
 
     Raises:
-        ModelError: a block that `megatron.block` does not know.
+        ModelError: a block whose norms do not come before its branches.
 
     """
     case = Case(
@@ -44,7 +45,8 @@ def mcore_tape(
     machine = Machine(backend="cuda", in_place=True, modules=False)
     shapes = _local_shapes(layer, model, layout, training)
     fused = options.gradient_accumulation_fusion and options.transformer_engine
-    for index, (parameter, shape) in enumerate(zip(layer.parameters, shapes, strict=False)):
+    for index, (parameter, told) in enumerate(zip(layer.parameters, shapes, strict=False)):
+        shape = _expert_shape(parameter, options) if parameter.routed else told
         if fused and layer.kind == "block" and len(shape) > 1:
             # The product adds to the main gradient; the engine counts the dummies that it returns.
             # Megatron's own linears make a new one each time (tensor_parallel/layers.py:570-600).
@@ -54,6 +56,15 @@ def mcore_tape(
     if layer.kind == "head":
         return _head_tape(machine, case, options)
     return _inner_tape(machine, case, options)
+
+
+def _expert_shape(parameter: Parameter, options: Megatron) -> tuple[int, ...]:
+    """Of this rank's experts."""
+    shape = list(parameter.shape)
+    shape[0] //= options.expert_model_parallel_size
+    if parameter.tp_dim is not None:
+        shape[parameter.tp_dim] //= options.expert_tensor_parallel_size
+    return tuple(shape)
 
 
 def _shape(case: Case, options: Megatron) -> tuple[int, int, int]:
@@ -88,12 +99,17 @@ def _through(machine: Machine, case: Case, hidden: Tensor, options: Megatron) ->
     if case.layer.kind == "norm":
         weights = [machine.parameters[p.name] for p in case.layer.parameters]
         return megatron.normalise(machine, case.norm, hidden, weights)
-    if not isinstance(case.mlp, Mlp):
-        raise ModelError("Megatron-Core's experts are not modelled yet")
+    spread = Spread(options.expert_model_parallel_size, options.expert_tensor_parallel_size)
+
+    def mixed(m: Machine, case: Case, x: Tensor, cut: bool) -> Tensor:  # noqa: FBT001 - megatron.Branch
+        del cut
+        return mixture(m, case, x, spread)
 
     def run(x: Tensor) -> Tensor:
         cut = options.sequence_parallel and case.layout.tp > 1
-        return megatron.block(machine, case, x, sequence_parallel=cut)
+        return megatron.block(
+            machine, case, x, sequence_parallel=cut, mixture=mixed, latent=latent_attention
+        )
 
     return reentrant(run, hidden) if case.recomputed else run(hidden)
 
@@ -108,7 +124,7 @@ def _head_tape(machine: Machine, case: Case, options: Megatron) -> LayerTape:
         hidden,
         _head_weight(machine, case),
         tp=case.layout.tp if options.sequence_parallel else 1,
-        fused=options.loss == "fused",
+        kernel=options.loss,
     )
     del hidden
     edge = loss.edge

@@ -21,6 +21,10 @@ class Megatron:
     """Whose linears run; with fusion they keep one dummy gradient per shape of a weight."""
     virtual_stages: int = 1
     """Chunks of layers per pipeline rank (interleaved schedule)."""
-    loss: Literal["unfused", "fused"] = "unfused"
+    expert_model_parallel_size: int = 1
+    expert_tensor_parallel_size: int = 1
+    """Ranks over which experts are spread, and ranks over which one expert is cut."""
+    loss: Literal["unfused", "fused", "native"] = "unfused"
     """fused: the logits' gradient is written over the 16-bit logits
-    (``--cross-entropy-fusion-impl te``)."""
+    (``--cross-entropy-fusion-impl te``); native: compiled pieces, each of which makes its result
+    anew, so that fp32 logits and exponentials coexist (core/fusions/fused_cross_entropy.py)."""

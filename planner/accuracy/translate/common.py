@@ -81,11 +81,12 @@ class Reader:
             per_node = 1
         return Cluster(nodes=count // per_node, devices_per_node=per_node, device=self.device())
 
-    def layout(self, cluster: Cluster, stage: ZeroStage) -> Layout:
-        """Degrees; dp is what the others leave."""
+    def layout(self, cluster: Cluster, stage: ZeroStage, *, spread: bool = True) -> Layout:
+        """Degrees; dp is what the others leave. ``spread``: experts are spread over its ranks."""
         parallel = self.entry.parallel
         tp, pp, ep = (whole(parallel, axis, 1) or 1 for axis in ("tp", "pp", "ep"))
         sp = whole(parallel, "ulysses_sp", 1) or 1
+        ep = ep if spread else 1
         dp, rest = divmod(cluster.num_devices, tp * pp * sp)
         if rest or not dp:
             raise UnsupportedError(
@@ -193,10 +194,11 @@ class Reader:
         megatron: Megatron | None = None,
         vocabulary: int | None = None,
         tuning: Tuning | None = None,
+        spread: bool = True,
     ) -> Case:
         """The entry with what a framework's translator made of it."""
         cluster = self.cluster()
-        layout = self.layout(cluster, stage)
+        layout = self.layout(cluster, stage, spread=spread)
         keys = configuration(self.entry.model, dropout=self.dropout())
         if vocabulary is not None:
             keys["vocab_size"] = vocabulary

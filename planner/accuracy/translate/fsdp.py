@@ -57,8 +57,7 @@ def _keeps_fp32(entry: Entry) -> bool:
     return (
         mixed not in NOT_MIXED
         or entry.framework == "torchtitan"
-        or (wide
-        and "states in" not in told)
+        or (wide and "states in" not in told)
     )
 
 

@@ -1,5 +1,8 @@
 """Runs of Megatron-Core, and of Megatron-LM before it."""
 
+from dataclasses import replace
+from typing import Literal
+
 from planner.accuracy.case import Case, UnsupportedError
 from planner.accuracy.entries import Entry, whole
 from planner.accuracy.translate.common import Reader
@@ -12,7 +15,7 @@ from planner.units import round_up
 VOCABULARY_MULTIPLE = 128
 """``--make-vocab-size-divisible-by``, times tp."""
 
-_UNKNOWN = ("mtp_layers", "mla", "moe")
+_UNKNOWN = ("mtp_layers",)
 
 _EVENLY = DeepSpeed(pipeline=Pipeline(partition_method="type:Block|Layer"))
 """Megatron divides its transformer layers evenly; the ends go with the first and last stage."""
@@ -28,7 +31,7 @@ def translate(entry: Entry) -> Case:
     reader = Reader(entry)
     reader.full_training()
     _refuse(entry)
-    layout = reader.layout(reader.cluster(), 0)
+    layout = replace(reader.layout(reader.cluster(), 0, spread=False), ep=1)
     cp = whole(entry.parallel, "cp", 1) or 1
     if layout.dp % cp or reader.sequence() % (2 * cp):
         raise UnsupportedError(f"cp {cp} does not divide dp {layout.dp} or the sequence")
@@ -52,6 +55,7 @@ def translate(entry: Entry) -> Case:
         megatron=options,
         stage=0,
         vocabulary=_vocabulary(entry, reader, layout),
+        spread=False,
     )
 
 
@@ -87,6 +91,7 @@ def _options(entry: Entry, layout: Layout) -> Megatron:
     parallel, training = entry.parallel, entry.training
     implementation = str(parallel.get("zero_impl", ""))
     engine = str(training.get("transformer_impl", ""))
+    ep = whole(parallel, "ep", 1) or 1
     return Megatron(
         use_distributed_optimizer="distributed-optimizer" in implementation
         or parallel.get("zero_stage") == 1,
@@ -97,8 +102,16 @@ def _options(entry: Entry, layout: Layout) -> Megatron:
         sequence_parallel=parallel.get("sequence_parallel") is True and layout.tp > 1,
         transformer_engine=engine != "local" and "DDP local" not in implementation,
         virtual_stages=_virtual_stages(entry, layout),
-        loss="fused" if "te" in str(training.get("cross_entropy", "")).lower() else "unfused",
+        expert_model_parallel_size=ep,
+        expert_tensor_parallel_size=whole(parallel, "etp", layout.tp) or 1,
+        loss=_loss(str(training.get("cross_entropy", "")).lower()),
     )
+
+
+def _loss(told: str) -> Literal["unfused", "fused", "native"]:
+    if "native" in told:
+        return "native"
+    return "fused" if "te" in told else "unfused"
 
 
 def _fuses(entry: Entry) -> bool:

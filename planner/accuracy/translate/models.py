@@ -1,5 +1,6 @@
 """A model's dimensions, as entries give them, as the keys of a Hugging Face configuration."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -53,7 +54,7 @@ def _family(model: Section) -> str:
     if model.get("mla"):
         return "deepseek_v3"
     if model.get("moe"):
-        return "qwen3_moe" if model.get("qk_layernorm") else "mixtral"
+        return _mixed(model)
     if "layernorm" in str(norm).lower():
         return _with_layer_norm(model, positions)
     if model.get("activation") == "geglu":
@@ -61,6 +62,13 @@ def _family(model: Section) -> str:
     if model.get("qk_layernorm"):
         return "qwen3"
     return "qwen2" if model.get("qkv_bias") else "llama"
+
+
+def _mixed(model: Section) -> str:
+    moe = model["moe"]
+    if isinstance(moe, dict) and (whole(moe, "shared_expert_ffn") or _dense_first(moe)):
+        return "glm4_moe"
+    return "qwen3_moe" if model.get("qk_layernorm") else "mixtral"
 
 
 def _with_layer_norm(model: Section, positions: str) -> str:
@@ -173,8 +181,76 @@ def _gpt_neox(model: Section) -> Keys:
     return _common(model) | {"model_type": "gpt_neox", "intermediate_size": _width(model)}
 
 
-def _unknown(model: Section) -> Keys:
-    raise UnsupportedError(f"{model.get('name')}: latent attention is not translated yet")
+def _with_shared_experts(model: Section) -> Keys:
+    """GLM-4.5 mixes dense blocks, experts and a shared one under grouped-query attention."""
+    size = {"head_dim": whole(model, "head_dim")} if whole(model, "head_dim") else {}
+    return (
+        _common(model)
+        | size
+        | _experts(model)
+        | {
+            "model_type": "glm4_moe",
+            "partial_rotary_factor": 1.0,
+            "use_qk_norm": bool(model.get("qk_layernorm")),
+        }
+    )
+
+
+def _latent(model: Section) -> Keys:
+    """DeepSeek-V3 with the entry's ranks."""
+    facts = model["mla"]
+    if not isinstance(facts, dict):
+        raise UnsupportedError("the ranks of latent attention are not given")
+    return (
+        _common(model)
+        | _experts(model)
+        | {
+            "model_type": "deepseek_v3",
+            "num_key_value_heads": whole(model, "num_heads"),
+            "q_lora_rank": whole(facts, "q_lora_rank"),
+            "kv_lora_rank": whole(facts, "kv_lora_rank", 512),
+            "qk_rope_head_dim": whole(facts, "qk_pos_emb_head_dim", 64),
+            "qk_nope_head_dim": whole(facts, "qk_head_dim", 128),
+            "v_head_dim": whole(facts, "v_head_dim", 128),
+        }
+    )
+
+
+def _experts(model: Section) -> Keys:
+    """Dense blocks first, then experts with a shared one; all dense where there are none."""
+    moe = model.get("moe")
+    layers = whole(model, "num_layers", 1) or 1
+    dense = whole(model, "ffn_hidden", 4 * (whole(model, "hidden") or 1))
+    if not isinstance(moe, dict):
+        return {"intermediate_size": dense, "first_k_dense_replace": layers}
+    width = whole(moe, "moe_ffn_hidden")
+    count = whole(moe, "num_experts")
+    if width is None or count is None:
+        raise UnsupportedError("the number or the width of the experts is not given")
+    shared = whole(moe, "shared_expert_ffn", 0) or 0
+    if shared % width:
+        raise UnsupportedError(f"a shared expert of {shared} beside experts of {width}")
+    return {
+        "intermediate_size": dense,
+        "first_k_dense_replace": _dense_first(moe),
+        "n_routed_experts": count,
+        "num_experts_per_tok": whole(moe, "topk", 1),
+        "moe_intermediate_size": width,
+        "n_shared_experts": shared // width,
+        "n_group": 1,
+        "topk_group": 1,
+    }
+
+
+def _dense_first(moe: Section) -> int:
+    """``([0]*3+[1]*5)`` is three; every other pattern is refused."""
+    told = moe.get("layer_freq")
+    if isinstance(told, str):
+        found = re.fullmatch(r"\(?\[0\]\*(\d+)\+\[1\]\*\d+\)?", told.replace(" ", ""))
+        if found is None:
+            raise UnsupportedError(f"experts in layers {told} are not modelled")
+        return int(found[1])
+    return whole(moe, "first_dense_layers", 0) or 0
 
 
 _FAMILIES: Mapping[str, Callable[[Section], Keys]] = {
@@ -189,5 +265,6 @@ _FAMILIES: Mapping[str, Callable[[Section], Keys]] = {
     "opt": _opt,
     "falcon": _falcon,
     "gpt_neox": _gpt_neox,
-    "deepseek_v3": _unknown,
+    "deepseek_v3": _latent,
+    "glm4_moe": _with_shared_experts,
 }

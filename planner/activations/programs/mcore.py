@@ -37,7 +37,7 @@ def _looked_up_back(node: Node, gradient: Tensor) -> tuple[Tensor | None]:
     return (empty(node.machine, expected[0], gradient.dtype),)
 
 
-def head_and_loss(m: Machine, hidden: Tensor, weight: Tensor, *, tp: int, fused: bool) -> Tensor:
+def head_and_loss(m: Machine, hidden: Tensor, weight: Tensor, *, tp: int, kernel: str) -> Tensor:
     """Logits of this rank's part of the vocabulary, and a loss per token.
 
     ``tp``: ranks over which the sequence is cut; 1: the hidden states are whole.
@@ -46,13 +46,20 @@ def head_and_loss(m: Machine, hidden: Tensor, weight: Tensor, *, tp: int, fused:
     logits = m.book(first(hidden, [weight]), Term.LOGITS)
     del hidden
     with m.booked_as(Term.LOGITS):
-        return _fused_loss(logits) if fused else _loss(logits)
+        if kernel == "fused":
+            return _fused_loss(logits)
+        return _loss(logits, beside=kernel == "native")
 
 
-def _loss(logits: Tensor) -> Tensor:
-    """``_VocabParallelCrossEntropy``: an fp32 copy that becomes the softmax in place (21-130)."""
+def _loss(logits: Tensor, *, beside: bool) -> Tensor:
+    """``_VocabParallelCrossEntropy``: an fp32 copy that becomes the softmax in place (21-130).
+
+    ``beside``: the softmax is a tensor of its own.
+    """
     node = begin(_loss_back, logits)
     wide = empty(logits.machine, logits.shape, "fp32")
+    if beside:
+        wide = empty(logits.machine, logits.shape, "fp32")
     losses = empty(logits.machine, logits.shape[:-1], "fp32")
     mask = empty(logits.machine, logits.shape[:-1], "bool")
     places = empty(logits.machine, logits.shape[:-1], "int64")

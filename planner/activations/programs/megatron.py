@@ -38,16 +38,19 @@ def block(
     *,
     sequence_parallel: bool | None = None,
     mixture: Branch | None = None,
+    latent: Branch | None = None,
 ) -> Tensor:
     """Hidden states (B, S, H), or (B, S/t, H) with sequence parallelism, in and out.
 
-    ``mixture`` runs the MLP of a block that routes its tokens to experts.
+    ``mixture`` runs the MLP of a block that routes its tokens to experts, ``latent`` attention with
+    low-rank projections.
 
     Raises:
         ModelError: a block whose norms do not come before its branches.
 
     """
-    if case.layer.residual != "pre" or case.attention.latent is not None:
+    low_rank = case.attention.latent is not None
+    if case.layer.residual != "pre" or (low_rank and latent is None):
         raise ModelError(
             f"{case.family}: the megatron implementation knows only norms before "
             "each branch and no latent attention; use training.implementation: hf"
@@ -56,7 +59,10 @@ def block(
         sequence_parallel = case.training.sequence_parallel
     first, second = _norms(m, case)
     branch = normalise(m, case.norm, hidden, first)
-    branch = self_attention(m, case, branch, sequence_parallel=sequence_parallel)
+    if low_rank and latent is not None:
+        branch = latent(m, case, branch, sequence_parallel)
+    else:
+        branch = self_attention(m, case, branch, sequence_parallel=sequence_parallel)
     hidden = _join(m, case, branch, hidden)
     branch = normalise(m, case.norm, hidden, second)
     if isinstance(case.mlp, Mlp):
@@ -200,12 +206,16 @@ def _matrices(m: Machine, case: Case, *components: str) -> tuple[list[Tensor], l
     return weights, biases
 
 
+_INNER_NORMS = ("q_norm", "k_norm", "q_a_layernorm", "kv_a_layernorm")
+"""Inside of attention."""
+
+
 def _norms(m: Machine, case: Case) -> list[list[Tensor]]:
     """Weight and bias of each of the block's norms, in order; those of heads left out."""
     modules: dict[str, list[Tensor]] = {}
     for parameter in case.layer.parameters:
         module = parameter.name.rpartition(".")[0]
-        if parameter.component == "norm" and not module.endswith(("q_norm", "k_norm")):
+        if parameter.component == "norm" and not module.endswith(_INNER_NORMS):
             modules.setdefault(module, []).append(m.parameters[parameter.name])
     return list(modules.values()) or [[], []]
 

@@ -134,6 +134,18 @@ def _scattered_back(node: Node, gradient: Tensor) -> list[Tensor]:
     return [_gathered(gradient, node.facts)]
 
 
+def regathered(tensor: Tensor, *, tp: int) -> Tensor:
+    """A share of the sequence made whole; the gradient is summed and cut again."""
+    node = begin(_regathered_back, tensor)
+    return finish(node, _gathered(tensor, tp))
+
+
+def _regathered_back(node: Node, gradient: Tensor) -> list[Tensor]:
+    expected = node.inputs[0]
+    assert expected is not None
+    return [empty(node.machine, expected[0], gradient.dtype)]
+
+
 def rotary(tensor: Tensor) -> Tensor:
     """Rotary positions in one kernel: keeps nothing of its own.
 

@@ -38,8 +38,8 @@ class Run:
     micro_steps: int
     sharded_bytes: int
     """Of an element of the shards: 4 where mixed precision keeps them in fp32."""
-    shards: int
-    """Over how many devices a parameter is cut; fewer than dp under hybrid sharding."""
+    replicas: int = 1
+    """Groups that hold the same shards: more than one under hybrid sharding."""
     reshard_after_forward: bool = True
     """False: a block stays whole from its forward to its backward pass."""
     reduce_bytes: int | None = None
@@ -47,6 +47,11 @@ class Run:
     forward_prefetch: bool = False
     """The next block is gathered beside this one in the forward pass, too: FSDP2, whose gathers run
     ahead on a stream of their own (torch/distributed/fsdp/_fully_shard/_fsdp_param_group.py)."""
+
+    @property
+    def shards(self) -> int:
+        """Over how many devices a parameter is cut."""
+        return max(1, self.layout.dp // self.replicas)
 
 
 def run_stage(run: Run, stage: Stage) -> Timeline:

@@ -19,6 +19,7 @@ from planner.units import MIB, ceil_div
 
 FP32_BYTES = 4
 TOKEN_BYTES = 8
+MATRIX = 2
 SIZES = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 
@@ -63,10 +64,27 @@ class _State:
     def __init__(self, run: Run, stage: Stage) -> None:
         self.run = run
         self.layers = stage.layers
-        self.numel = stage.num_parameters
+        self.routed = sum(map(self._routed, stage.layers))
+        self.numel = sum(map(self._dense, stage.layers)) + self.routed
         self.size = SIZES[run.training.precision]
         self.started = self.stepped = False
         self.threads = 0
+
+    def _dense(self, layer: LocalLayer) -> int:
+        """Elements of a layer without its experts, which `LocalLayer` has cut another way."""
+        experts = [
+            layer.parameters[place].numel
+            for parameter, places in zip(layer.placed.layer.parameters, layer.places, strict=True)
+            for place in places
+            if parameter.routed
+        ]
+        return sum(p.numel for p in layer.parameters) - sum(experts)
+
+    def _routed(self, layer: LocalLayer) -> int:
+        """Elements of the rank's experts."""
+        options = self.run.options
+        cut = options.expert_model_parallel_size * options.expert_tensor_parallel_size
+        return sum(p.numel for p in layer.placed.layer.parameters if p.routed) // cut
 
     def initialise(self, timeline: Timeline) -> None:
         """Weights, main gradients in one buffer, and the fp32 weights of the rank's share.
@@ -138,23 +156,37 @@ class _State:
 
     @property
     def _share(self) -> int:
-        """Elements whose optimizer state the rank has."""
-        dp = self.run.layout.dp if self.run.options.use_distributed_optimizer else 1
-        return ceil_div(self.numel, dp)
+        """Elements whose optimizer state the rank has; experts are repeated less often."""
+        options, layout = self.run.options, self.run.layout
+        if not options.use_distributed_optimizer:
+            return self.numel
+        cut = options.expert_model_parallel_size * options.expert_tensor_parallel_size
+        copies = max(1, layout.dp * layout.tp // cut)
+        return ceil_div(self.numel - self.routed, layout.dp) + ceil_div(self.routed, copies)
 
     def _dummies(self) -> int:
-        """One gradient per linear's weight, shared by all blocks.
+        """One gradient per linear's weight, shared by all blocks; of experts, one for all.
 
         Source: ``get_dummy_wgrad``, TransformerEngine 2.11, pytorch/module/base.py.
         """
-        block = next((x for x in self.layers if x.placed.layer.kind == "block"), None)
-        if block is None:
-            return 0
-        matrices = [
-            index for index, p in enumerate(block.placed.layer.parameters) if len(p.shape) > 1
-        ]
-        places = [place for index in matrices for place in block.places[index]]
-        return sum(block.parameters[place].numel for place in places) * self.size
+        shapes: dict[str, int] = {}
+        for layer in self.layers:
+            if layer.placed.layer.kind == "block":
+                shapes |= self._weights(layer)
+        return sum(shapes.values()) * self.size
+
+    def _weights(self, layer: LocalLayer) -> dict[str, int]:
+        """Elements of each matrix that TransformerEngine multiplies by."""
+        etp = self.run.options.expert_tensor_parallel_size
+        found: dict[str, int] = {}
+        for parameter, places in zip(layer.placed.layer.parameters, layer.places, strict=True):
+            if len(parameter.shape) < MATRIX or parameter.component == "router":
+                continue
+            if parameter.routed:
+                found[parameter.name] = parameter.numel // parameter.shape[0] // etp
+            else:
+                found[parameter.name] = sum(layer.parameters[place].numel for place in places)
+        return found
 
 
 def _passes(timeline: Timeline, run: Run, stage: Stage, state: _State, prefix: str) -> None:
