@@ -15,7 +15,7 @@ from planner.spec.faults import Document, Faults, Keys, show
 
 SECTION: Keys = ("deepspeed",)
 
-OLDEST, NEWEST = (0, 17, 0), (0, 19, 8)
+OLDEST, NEWEST = (0, 16, 9), (0, 19, 8)
 """Releases whose differences the engine knows."""
 _MICS_REMOVED = (0, 19, 7)
 
@@ -205,7 +205,7 @@ def _check_version(said: Said, document: Document, faults: Faults) -> None:
         faults.add(document, at, f"{version!r} is not a release; write e.g. 0.19.8")
         return
     if release(version) < OLDEST:
-        faults.add(document, at, f"{version} is older than what is known; write 0.17.0 or newer")
+        faults.add(document, at, f"{version} is older than what is known; write 0.16.9 or newer")
     if release(version) > NEWEST:
         faults.warn(document, at, f"{version} is newer than what is known; planned as 0.19.8")
     for key in ("mics_shard_size", "mics_hierarchical_params_gather"):

@@ -30,6 +30,7 @@ HELD: dict[str, Term] = {
     "grads_in_partition": Term.OWNED_GRADIENTS,
     "fp32_groups_gradients_flat": Term.OWNED_GRADIENTS,
     "grad_partitions_flat_buffer": Term.OWNED_GRADIENTS,
+    "inf_or_nan_tracker": Term.OWNED_GRADIENTS,
     "temp_grad_buffer_for_gpu_offload": Term.BUCKETS,
     "pipe_buffers": Term.PIPELINE_BUFFERS,
     "pipe_recv_buf": Term.PIPELINE_BUFFERS,
@@ -140,7 +141,7 @@ class Labels:
             entry.label = self._settled(phase, entry)
 
     def _settled(self, phase: str, entry: Entry) -> str:
-        if entry.numel <= 1:
+        if entry.numel <= 1 and entry.label != Term.OWNED_GRADIENTS.label:
             return OTHER
         if phase == "forward" and entry.label == Term.TRANSIENT.label:
             return Term.ACTIVATIONS.label
