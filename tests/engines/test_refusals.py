@@ -116,6 +116,11 @@ REFUSED = [
      {"zero_optimization": Zero(contiguous_gradients=False)}, "stage_1_and_2.py:865"),
     ("moe-scatter", Layout(dp=4, ep=4, zero_stage=1), HF, SPARSE,
      {"zero_optimization": Zero(reduce_scatter=False)}, "stage_1_and_2.py:870"),
+    ("moe-few-tokens", Layout(dp=4, ep=4), replace(HF, sequence_length=3), SPARSE,
+     {"expert_engine": "moe"},
+     ("deepspeed.moe.min_capacity: with one expert a token, the gate of DeepSpeed's MoE layer "
+      "refuses 3 tokens, which are fewer than 4 (deepspeed/moe/sharded_moe.py:278); "
+      "use 3 or less")),
     ("autoep-old", Layout(dp=4, ep=4), HF, SPARSE, {"version": "0.19.1"}, "has no AutoEP"),
     ("autoep-family", Layout(dp=4, ep=4), HF, small_model(experts=8, family="gpt_oss"), {},
      "deepspeed.expert_engine: AutoEP has no preset for gpt_oss"),
@@ -180,6 +185,18 @@ def test_assumptions_say_which_code_trains():
                  "padded to 1024", "2 key/value heads on 4 ranks"):  # fmt: skip
         assert part in text
     assert layout_assumptions(DENSE, HF, Layout(dp=8), DeepSpeed()) == ()
+
+
+def test_deepspeeds_gate_takes_the_place_of_another_router():
+    moe = DeepSpeed(expert_engine="moe")
+    plain = layout_assumptions(SPARSE, HF, Layout(dp=8), moe)
+    assert any("l_aux" in text for text in plain)
+    assert not any("model's router" in text for text in plain)
+    block = SPARSE.blocks[0].layer
+    sigmoid = replace(block, mlp=replace(block.mlp, score="sigmoid", num_groups=4))
+    other = replace(SPARSE, blocks=(Placed(prefix="layers.0.", layer=sigmoid),))
+    told_of = layout_assumptions(other, HF, Layout(dp=8), moe)
+    assert told_of[-1].endswith("model's router, which has sigmoid scores, groups of experts")
 
 
 def test_keys_that_deepspeed_ignores_are_told():

@@ -197,11 +197,15 @@ def masked_attention(
     value: Tensor,
     mask: Tensor | None,
     *,
+    causal: bool = False,
     probability: float = 0.0,
 ) -> Tensor:
-    """``scaled_dot_product_attention`` with a mask: a bool one is converted, and then saved."""
+    """``scaled_dot_product_attention`` with a mask: a bool one is converted, and then saved.
+
+    ``causal``: without a mask, the kernel is told that no token sees a later one.
+    """
     if mask is None:
-        return attention(query, key, value, probability=probability)
+        return attention(query, key, value, causal=causal, probability=probability)
     if mask.dtype == "bool":
         mask = additive(mask, query.dtype)
     query = keep_beside(query, mask)

@@ -141,6 +141,8 @@ def sdpa_attention(
         key = repeat_kv(key, times)
         value = repeat_kv(value, times)
     probability = case.probability(case.attention.dropout)
-    output = masked_attention(query, key, value, mask, probability=probability)
+    output = masked_attention(
+        query, key, value, mask, causal=case.attention.causal, probability=probability
+    )
     output = contiguous(transpose(output, 1, 2))
     return output, None

@@ -169,7 +169,7 @@ def sdpa(m: Machine, case: Case, query: Tensor, key: Tensor, value: Tensor) -> T
         times = query.shape[1] // key.shape[1]
         key = repeated(key, times)
         value = repeated(value, times)
-    context = masked_attention(query, key, value, mask)
+    context = masked_attention(query, key, value, mask, causal=case.attention.causal)
     return contiguous(transpose(context, 1, 2))
 
 

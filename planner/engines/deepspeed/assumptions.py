@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from planner.activations.programs.keeping import checkpoints_by_function
 from planner.layout.experts import expert_holder
 from planner.layout.tensor import cut_style, padded_vocabulary
-from planner.model.description import Model
+from planner.model.description import Model, Moe
 from planner.spec.deepspeed import DeepSpeed
 from planner.spec.layout import Layout
 from planner.spec.training import Training
@@ -135,6 +135,32 @@ def _experts(
         yield (
             "experts: the training code builds DeepSpeed's MoE layer, one module an expert"
             + (", with enable_expert_tensor_parallelism" if cut else "")
+        )
+        yield from _native_gate(model)
+
+
+def _native_gate(model: Model) -> Iterator[str]:
+    """What DeepSpeed's MoE layer does otherwise than the model, and what is left out of it."""
+    yield (
+        "experts: the balance loss of DeepSpeed's MoE layer (l_aux) is not trained and is kept "
+        "without its graph; else recomputed blocks keep all that comes before their experts"
+    )
+    moes = {p.layer.mlp for p in model.blocks if isinstance(p.layer.mlp, Moe)}
+    own = [
+        what
+        for what, used in (
+            ("sigmoid scores", any(moe.score == "sigmoid" for moe in moes)),
+            ("groups of experts", any(moe.num_groups > 1 for moe in moes)),
+            ("a bias", any(moe.router_bias for moe in moes)),
+            ("corrected scores", any(moe.score_correction for moe in moes)),
+            ("scaled weights", any(moe.scaling_factor != 1.0 for moe in moes)),
+        )
+        if used
+    ]
+    if own:
+        yield (
+            "experts: DeepSpeed's gate, a softmax in fp32, takes the place of the model's router, "
+            f"which has {', '.join(own)}"
         )
 
 

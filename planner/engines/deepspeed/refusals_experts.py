@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from planner.engines.deepspeed.refusal import Case, Refusal, not_divided
 from planner.layout.cut import expert_grouping
 from planner.layout.experts import expert_holder
+from planner.model.description import Moe
 
 AUTOEP_FAMILIES = ("mixtral", "qwen3_moe", "deepseek_v2", "deepseek_v3")
 """Families of ours that AutoEP has a preset for (module_inject/auto_ep_presets/)."""
@@ -52,6 +53,16 @@ def _native(case: Case) -> Iterator[Refusal]:
             "DeepSpeed refuses ZeRO-3 with its own MoE layer",
             "runtime/engine.py:2215",
             "use zero_stage: 2, or deepspeed.expert_engine: autoep",
+        )
+    tokens = case.training.micro_batch_size * case.training.sequence_length // case.layout.sp
+    single = any(isinstance(mlp, Moe) and mlp.experts_per_token == 1 for mlp in case.mlps)
+    if single and tokens < case.deepspeed.moe.min_capacity:
+        yield Refusal(
+            "deepspeed.moe.min_capacity",
+            f"with one expert a token, the gate of DeepSpeed's MoE layer refuses {tokens} tokens, "
+            f"which are fewer than {case.deepspeed.moe.min_capacity}",
+            "moe/sharded_moe.py:278",
+            f"use {tokens} or less",
         )
 
 

@@ -1,0 +1,104 @@
+"""The reference transformer with DeepSpeed's MoE layer, whole plans: ZeRO 0 to 2, stages, families.
+
+Each rank runs alone, with collectives that return at once. What a ledger sees beyond the plan:
+scalars, and what each MoE layer keeps from pass to pass (its loss, and 8 B an expert).
+"""
+
+import pytest
+
+pytest.importorskip("deepspeed")
+
+from tests.real.whole_plans import SCALARS_BYTES, Case, differences
+
+pytestmark = pytest.mark.real
+
+KEPT_BYTES = 256
+"""Of all layers: 3 layers of 4 + 8 * 4 experts, and the gate's 0-dim numbers while it runs."""
+
+MIXTRAL = {
+    "model_type": "mixtral",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "vocab_size": 512,
+    "max_position_embeddings": 256,
+}
+DEEPSEEK = {
+    "model_type": "deepseek_v3",
+    "hidden_size": 64,
+    "intermediate_size": 176,
+    "moe_intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 3,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+    "vocab_size": 512,
+    "max_position_embeddings": 256,
+}
+MODELS = {"mixtral": MIXTRAL, "deepseek": DEEPSEEK}
+
+
+def case(model, ranks=2, *, layout, training=None):
+    changes = {
+        "model": MODELS[model],
+        "layout": layout,
+        "training": {"global_batch_size": 8} | (training or {}),
+        "deepspeed": {
+            "expert_engine": "moe",
+            "zero_optimization": {"reduce_bucket_size": 50_000},
+        },
+    }
+    return Case(ranks, changes)
+
+
+CASES = {
+    **{
+        f"{model}, zero-{stage}, ep {ep}": case(model, layout={"zero_stage": stage, "ep": ep})
+        for model in MODELS
+        for stage in (0, 1, 2)
+        for ep in (1, 2)
+    },
+    **{
+        f"{model}, two stages, zero-{stage}, ep {ep}": case(
+            model, 2 * ep, layout={"pp": 2, "zero_stage": stage, "ep": ep}
+        )
+        for model in MODELS
+        for stage in (0, 1)
+        for ep in (1, 2)
+    },
+    **{
+        f"{model}, recomputed, {stages} stage": case(
+            model,
+            2 * stages,
+            layout={"pp": stages, "zero_stage": 1, "ep": 2},
+            training={"recompute": "full"},
+        )
+        for model in MODELS
+        for stages in (1, 2)
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("moe")
+    return differences(CASES, folder, scalars_bytes=SCALARS_BYTES + KEPT_BYTES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_plan_is_what_deepspeed_allocates(found, name):
+    assert not found[name], "\n".join(found[name])
