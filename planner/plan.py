@@ -16,7 +16,7 @@ from planner.engines.deepspeed.refusal import Case, Refusal
 from planner.engines.deepspeed.refusals import refusals
 from planner.engines.deepspeed.stage import Run, StageRun, checkpoints, run_stage
 from planner.errors import LayoutError, ModelError, RefusedError
-from planner.layout.cut import expert_grouping, stages
+from planner.layout.cut import expert_grouping, stages, tp_ranks_alike
 from planner.layout.ranks import PartitionIndex, coordinates, partition_index
 from planner.layout.stage import Stage
 from planner.memory.beyond import Beyond, beyond
@@ -127,10 +127,13 @@ def make_plan(
 
     """
     run = replace(_run(spec, model), booked=booked)
+    cut = (run.model, run.layout, run.training, run.deepspeed)
     ranks = [
         rank
-        for tp_ranks, held in _by_cut(run)
-        for rank in _plan_stages(run, held, _classes(run, tp_ranks), every_rank=every_rank)
+        for tp_ranks in tp_ranks_alike(*cut)
+        for rank in _plan_stages(
+            run, stages(*cut, tp_ranks[0]), _classes(run, tp_ranks), every_rank=every_rank
+        )
     ]
     return _plan(spec, run, ranks)
 
@@ -209,19 +212,6 @@ def _classes(run: Run, tp_ranks: Sequence[int]) -> list[_Class]:
             index = partition_index(first + tp_rank, layout, grouping)
             found.setdefault(index, []).append(first + tp_rank)
     return [_Class(tuple(ranks), index) for index, ranks in found.items()]
-
-
-def _by_cut(run: Run) -> list[tuple[list[int], tuple[Stage, ...]]]:
-    """Tensor-parallel ranks that are cut alike, with the stages as they hold them."""
-    found: list[tuple[list[int], tuple[Stage, ...]]] = []
-    for tp_rank in range(run.layout.tp):
-        held = stages(run.model, run.layout, run.training, run.deepspeed, tp_rank)
-        alike = next((tp_ranks for tp_ranks, known in found if known == held), None)
-        if alike is None:
-            found.append(([tp_rank], held))
-        else:
-            alike.append(tp_rank)
-    return found
 
 
 def _plan_stages(

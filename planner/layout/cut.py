@@ -40,7 +40,7 @@ def stages(
     layers = _local_layers(model, layout, training, deepspeed, tp_rank)
     if layout.pp == 1:
         return (_stage(0, 1, layers, _registered(model)),)
-    weights = [sum(p.numel for p in layer.parameters) for layer in layers]
+    weights = _numels(layers)
     tied = model.tied and len(layers) > 1
     if tied:
         weights[-1] += _token_embedding(layers[0]).numel
@@ -51,6 +51,20 @@ def stages(
         _pipeline_stage(index, layout.pp, layers, part, tied=tied)
         for index, part in enumerate(parts)
     )
+
+
+def tp_ranks_alike(
+    model: Model, layout: Layout, training: Training, deepspeed: DeepSpeed
+) -> tuple[tuple[int, ...], ...]:
+    """Tensor-parallel ranks in groups for which `stages` returns the same."""
+    distinct = {id(placed.layer): placed for placed in model.placed()}.values()
+    found: dict[object, tuple[int, ...]] = {}
+    for tp_rank in range(layout.tp):
+        cuts = _cuts(model, layout, training, deepspeed, tp_rank)
+        layers = (_cut_layer(placed, cuts) for placed in distinct)
+        held = tuple((layer.parameters, layer.places) for layer in layers)
+        found[held] = (*found.get(held, ()), tp_rank)
+    return tuple(found.values())
 
 
 def expert_grouping(layout: Layout, training: Training) -> ExpertGrouping:
@@ -120,9 +134,7 @@ def _local_layers(
     model: Model, layout: Layout, training: Training, deepspeed: DeepSpeed, tp_rank: int
 ) -> list[LocalLayer]:
     """All layers in forward order; layers that are the same object are cut once."""
-    tensor = tensor_cut(model, layout, training, tp_rank)
-    experts_tp = layout.tp if tensor.style == "megatron" else 1
-    cuts = _Cuts(tensor, ExpertCut(expert_holder(layout, deepspeed), layout.ep, experts_tp))
+    cuts = _cuts(model, layout, training, deepspeed, tp_rank)
     made: dict[int, LocalLayer] = {}
     local = []
     for placed in model.placed():
@@ -131,6 +143,21 @@ def _local_layers(
             known = made[id(placed.layer)] = _cut_layer(placed, cuts)
         local.append(LocalLayer(placed=placed, parameters=known.parameters, places=known.places))
     return local
+
+
+def _cuts(
+    model: Model, layout: Layout, training: Training, deepspeed: DeepSpeed, tp_rank: int
+) -> _Cuts:
+    tensor = tensor_cut(model, layout, training, tp_rank)
+    experts_tp = layout.tp if tensor.style == "megatron" else 1
+    return _Cuts(tensor, ExpertCut(expert_holder(layout, deepspeed), layout.ep, experts_tp))
+
+
+def _numels(layers: Sequence[LocalLayer]) -> list[int]:
+    """Elements of each layer; layers with the same parameters are added up once."""
+    different = {id(layer.parameters): layer.parameters for layer in layers}
+    sums = {key: sum(p.numel for p in parameters) for key, parameters in different.items()}
+    return [sums[id(layer.parameters)] for layer in layers]
 
 
 def _cut_layer(placed: Placed, cuts: _Cuts) -> LocalLayer:
