@@ -25,6 +25,8 @@ LLAMA: Keys = {
     "tie_word_embeddings": False,
 }
 TIED = {"tie_word_embeddings": True}
+UNPADDED = {"pad_token_id": None}
+"""transformers clears the padding's row, which under ZeRO-3 no rank has at hand."""
 GPT2: Keys = {
     "model_type": "gpt2",
     "n_embd": 256,
@@ -44,12 +46,13 @@ FAMILIES: dict[str, Keys] = {
     "qwen2": LLAMA | {"model_type": "qwen2"},
     "qwen3": LLAMA | {"model_type": "qwen3", "head_dim": 32},
     "mistral": LLAMA | {"model_type": "mistral", "sliding_window": None},
-    "olmo2": LLAMA | {"model_type": "olmo2"},
-    "phi3": LLAMA | {"model_type": "phi3", "pad_token_id": 0},
-    "gemma": LLAMA | TIED | {"model_type": "gemma", "head_dim": 32, "hidden_activation": "gelu"},
+    "olmo2": LLAMA | UNPADDED | {"model_type": "olmo2"},
+    "phi3": LLAMA | UNPADDED | {"model_type": "phi3"},
+    "gemma": LLAMA | TIED | UNPADDED | {"model_type": "gemma", "head_dim": 32},
     "starcoder2": LLAMA | TIED | {"model_type": "starcoder2", "intermediate_size": 1024},
     "gpt2": GPT2,
-    "opt": {
+    "opt": UNPADDED
+    | {
         "model_type": "opt",
         "hidden_size": 256,
         "ffn_dim": 1024,
@@ -174,7 +177,8 @@ def passes() -> Iterator[Case]:
 def families() -> Iterator[Case]:
     """Other models than llama."""
     for (name, keys), stage in product(FAMILIES.items(), (1, 3)):
-        yield case(f"family/{name}, zero-{stage}", zero_stage=stage, model=keys)
+        training = {"attention": "eager"} if name == "bloom" else {}
+        yield case(f"family/{name}, zero-{stage}", zero_stage=stage, model=keys, training=training)
 
 
 PARTITION_KNOBS: dict[str, Keys] = {

@@ -1,0 +1,136 @@
+"""The suite's machinery, and a part of what it recorded beside today's plans."""
+
+from dataclasses import replace
+
+import pytest
+
+from planner.validate.job import Failure, RankResult, Reading
+from planner.validate.suite.beside import Outcome, beside
+from planner.validate.suite.case import key_of
+from planner.validate.suite.measure import pending
+from planner.validate.suite.records import Measured, append, kept, read, rewrite
+from planner.validate.suite.table import table
+from tests.validate.suite_cases import FOLDER, load_suite
+
+RELEASE = "0.19.8"
+SUITE = load_suite()
+CASES = {case.name: case for case in SUITE.CASES}
+VERSIONS = {"deepspeed": RELEASE, "torch": "2.13.0"}
+PLAIN = "zero/1 fp32"
+
+
+def reading(step, phase="forward", peak=30):
+    return Reading(
+        step=step,
+        phase=phase,
+        start_bytes=5,
+        end_bytes=10,
+        peak_bytes=peak,
+        peak_terms={"weights": 10, "transient": peak - 10},
+        end_terms={"weights": 10},
+    )
+
+
+def measured(name=PLAIN, **changes):
+    job = CASES[name].job(RELEASE)
+    result = RankResult(rank=0, outcome="done", readings=(reading(-1, "init"), reading(0)))
+    return replace(
+        Measured(
+            name=name,
+            key=key_of(job, VERSIONS),
+            versions=VERSIONS,
+            seconds=1.5,
+            results=(result,),
+        ),
+        **changes,
+    )
+
+
+def test_at_least_a_hundred_configurations_each_with_a_name_of_its_own():
+    assert len(SUITE.FREE) >= 100
+    assert len(CASES) == len(SUITE.CASES)
+    assert len(SUITE.EDGES) >= 20
+
+
+def test_records_come_back_as_they_were(tmp_path):
+    path = tmp_path / "results" / "of.jsonl"
+    failed = RankResult(
+        rank=1,
+        outcome="out_of_memory",
+        readings=(reading(0, "step"),),
+        failure=Failure(kind="CapacityExceededError", message="full", step=0, phase="step"),
+    )
+    first = measured()
+    second = measured("zero/2 fp32", results=(*first.results, failed))
+    append(path, first)
+    append(path, second)
+    assert read(path) == {first.name: first, second.name: second}
+    rewrite(path, [second])
+    assert read(path) == {second.name: second}
+
+
+def test_the_last_line_of_a_case_counts_and_one_that_was_cut_off_does_not(tmp_path):
+    path = tmp_path / "of.jsonl"
+    append(path, measured(seconds=9.0))
+    append(path, measured())
+    with path.open("a") as stream:
+        stream.write('{"name": "zero/1 fp')
+    assert read(path)[PLAIN].seconds == 1.5
+
+
+def test_only_what_is_compared_is_kept():
+    steps = tuple(reading(step) for step in (-1, 0, 1, 2))
+    done = RankResult(rank=0, outcome="done", readings=steps)
+    assert [each.step for each in kept(done).readings] == [-1, 0, 2]
+    full = replace(done, outcome="out_of_memory")
+    assert [each.step for each in kept(full).readings] == [2]
+
+
+def test_a_case_that_was_measured_as_it_is_now_is_not_run_again():
+    case = CASES[PLAIN]
+    assert [each for each, _ in pending([case], {}, VERSIONS)] == [case]
+    assert not list(pending([case], {PLAIN: measured()}, VERSIONS))
+    others = VERSIONS | {"torch": "2.14.0"}
+    assert list(pending([case], {PLAIN: measured()}, others))
+    lost = RankResult(rank=0, outcome="lost")
+    assert list(pending([case], {PLAIN: measured(results=(lost,))}, VERSIONS))
+
+
+def test_less_memory_is_a_device_of_its_own():
+    below, above = (CASES[f"edge/{PLAIN}, {share}"] for share in ("98%", "102%"))
+    assert below.job(RELEASE).enforce_capacity
+    assert below.job(RELEASE).spec != above.job(RELEASE).spec
+
+
+def test_what_was_not_measured_is_told_as_such():
+    (row,) = beside([CASES[PLAIN]], {}, RELEASE)
+    assert row.points == ()
+    assert "nothing measured" in table([row], {})
+
+
+def test_a_point_that_is_off_is_listed_with_its_cause():
+    rows = beside([CASES[PLAIN]], {PLAIN: measured()}, RELEASE)
+    assert "**not known**" in table(rows, {})
+    assert "a guess" in table(rows, {f"{PLAIN} *": "a guess"})
+
+
+def test_a_rank_that_ends_elsewhere_than_planned_stands_out():
+    name = f"edge/{PLAIN}, 98%"
+    done = RankResult(rank=0, outcome="done", readings=(reading(0),))
+    (row,) = beside([CASES[name]], {name: measured(name, results=(done,))}, RELEASE)
+    (outcome,) = row.outcomes
+    assert outcome == Outcome(rank=0, predicted=outcome.predicted, measured="ran")
+    assert outcome.predicted != "ran"
+    assert "**ran**" in table([row], {})
+
+
+RECORDED = read(FOLDER / "results" / f"deepspeed-{RELEASE}.jsonl")
+
+
+@pytest.mark.parametrize("name", sorted(RECORDED)[::12])
+def test_todays_plan_is_still_what_was_recorded(name):
+    (row,) = beside([CASES[name]], RECORDED, RELEASE)
+    assert not row.failures
+    assert not row.resident_errors
+    assert all(abs(point.relative_error) <= 0.002 for point in row.peaks)
+    assert all(each.predicted == each.measured for each in row.outcomes)
