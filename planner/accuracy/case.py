@@ -29,6 +29,8 @@ class Sharding:
     reshard_after_forward: bool = True
     forward_prefetch: bool = False
     """Of the second FSDP."""
+    states_only: bool = False
+    """Plain replicas that share the optimizer's states."""
     replicas: int = 1
     """Groups that hold the same shards."""
 

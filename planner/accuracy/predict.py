@@ -127,6 +127,7 @@ def _ddp(case: Case) -> tuple[PhasePeak, ...]:
         layout=layout,
         device=spec.cluster.device,
         micro_steps=spec.micro_steps,
+        state_shards=layout.dp if case.sharding.states_only else 1,
     )
     return ddp.run_stage(run, held).fold(PartitionIndex(0, 0))
 

@@ -24,6 +24,8 @@ class Megatron:
     expert_model_parallel_size: int = 1
     expert_tensor_parallel_size: int = 1
     """Ranks over which experts are spread, and ranks over which one expert is cut."""
+    mtp_num_layers: int = 0
+    """Multi-token prediction: blocks after the last, each with a projection and a loss."""
     loss: Literal["unfused", "fused", "native"] = "unfused"
     """fused: the logits' gradient is written over the 16-bit logits
     (``--cross-entropy-fusion-impl te``); native: compiled pieces, each of which makes its result

@@ -131,6 +131,12 @@ class Reader:
         """None, selective or full."""
         told = self.entry.training.get("recompute", "none")
         text = str(told.get("granularity", "none") if isinstance(told, dict) else told)
+        if (
+            isinstance(told, dict)
+            and told.get("modules")
+            and "core_attn" not in str(told["modules"])
+        ):
+            return "none"
         if "selective" in text or "SAC" in text:
             return "selective"
         if "none" in text or text in {"off", "False"}:

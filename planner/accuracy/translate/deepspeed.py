@@ -3,9 +3,11 @@
 from dataclasses import replace
 from typing import Any, cast
 
-from planner.accuracy.case import Case, UnsupportedError
+from planner.accuracy.case import Case, Sharding, UnsupportedError
 from planner.accuracy.entries import Entry, Section, whole
 from planner.accuracy.translate.common import Reader
+from planner.accuracy.translate.single import training_of
+from planner.accuracy.translate.tuning import tuning_of
 from planner.spec.deepspeed import (
     ActivationCheckpointing,
     DeepSpeed,
@@ -16,6 +18,9 @@ from planner.spec.deepspeed import (
 )
 from planner.spec.layout import ZeroStage
 from planner.spec.training import OptimizerKernel, Training
+
+PARTITIONED = 3
+"""The stage at which parameters are cut."""
 
 _BUCKETS = {
     "reduce_bucket_size": "reduce_bucket_size",
@@ -44,6 +49,8 @@ def translate(entry: Entry) -> Case:
 
     """
     reader = Reader(entry)
+    if "lora" in str(entry.training.get("method", "")).lower():
+        return _adapters(entry, reader)
     reader.full_training()
     if (whole(entry.parallel, "cp", 1) or 1) > 1:
         raise UnsupportedError("context parallelism is not modelled")
@@ -66,6 +73,26 @@ def translate(entry: Entry) -> Case:
     )
     reader.assumptions.clear()
     return reader.case(training=training, deepspeed=_deepspeed(entry, reader), stage=stage)
+
+
+def _adapters(entry: Entry, reader: Reader) -> Case:
+    """Fine-tuning, which DeepSpeed's engine does not model; so few gradients need no buckets."""
+    stage = _stage(entry)
+    if max(whole(entry.parallel, axis, 1) or 1 for axis in ("tp", "pp", "ulysses_sp")) > 1:
+        raise UnsupportedError("adapters beside tensors, layers or sequences that are cut")
+    reader.plain_numbers()
+    partitioned = stage == PARTITIONED
+    tuning = tuning_of(entry, reader, autocast=not partitioned, cast_by_engine=partitioned)
+    training = training_of(entry, reader)
+    engine = "FSDP" if partitioned else "replicas that share states"
+    reader.assume(f"ZeRO-{stage} with adapters is counted as {engine}")
+    return reader.case(
+        training=training,
+        engine="fsdp" if partitioned else "ddp",
+        stage=0,
+        tuning=tuning,
+        sharding=Sharding(in_fp32=True, states_only=stage > 0 and not partitioned),
+    )
 
 
 def _stage(entry: Entry) -> ZeroStage:
@@ -96,18 +123,23 @@ def _deepspeed(entry: Entry, reader: Reader) -> DeepSpeed:
     own = DeepSpeed(
         zero_optimization=_zero(entry.parallel, reader),
         grad_accum_dtype="fp32" if fp32 else None,
-        activation_checkpointing=_checkpointing(told if isinstance(told, dict) else {}),
+        activation_checkpointing=_checkpointing(
+            told if isinstance(told, dict) else {}, whole(entry.model, "num_layers", 1) or 1
+        ),
     )
     if method.startswith("type:") or whole(entry.parallel, "pp", 1) != 1:
         own = replace(own, pipeline=Pipeline(partition_method=_partition(method, reader)))
     return own
 
 
-def _checkpointing(told: Section) -> ActivationCheckpointing:
+def _checkpointing(told: Section, layers: int) -> ActivationCheckpointing:
+    """Every block is a checkpoint."""
+    contiguous = told.get("contiguous") is True
     return ActivationCheckpointing(
         partition_activations=told.get("partition_activations") is True,
         cpu_checkpointing=told.get("checkpoint_in_cpu") is True,
-        contiguous_memory_optimization=told.get("contiguous") is True,
+        contiguous_memory_optimization=contiguous,
+        number_checkpoints=layers if contiguous else None,
     )
 
 

@@ -25,6 +25,9 @@ def translate(entry: Entry) -> Case:
     sharding = _sharding(entry)
     tuning = tuning_of(entry, reader, autocast=False, cast_by_engine=sharding.in_fp32)
     training = _cut(entry, reader, training_of(entry, reader))
+    if "foundry" in entry.framework:
+        reader.assume("the loss is llm-foundry's default, one fused kernel")
+        training = replace(training, loss="in_place")
     return reader.case(
         training=training,
         deepspeed=_EVENLY,

@@ -15,8 +15,6 @@ from planner.units import round_up
 VOCABULARY_MULTIPLE = 128
 """``--make-vocab-size-divisible-by``, times tp."""
 
-_UNKNOWN = ("mtp_layers",)
-
 _EVENLY = DeepSpeed(pipeline=Pipeline(partition_method="type:Block|Layer"))
 """Megatron divides its transformer layers evenly; the ends go with the first and last stage."""
 
@@ -30,7 +28,7 @@ def translate(entry: Entry) -> Case:
     """
     reader = Reader(entry)
     reader.full_training()
-    _refuse(entry)
+    _refuse(entry, reader)
     layout = replace(reader.layout(reader.cluster(), 0, spread=False), ep=1)
     cp = whole(entry.parallel, "cp", 1) or 1
     if layout.dp % cp or reader.sequence() % (2 * cp):
@@ -59,14 +57,11 @@ def translate(entry: Entry) -> Case:
     )
 
 
-def _refuse(entry: Entry) -> None:
+def _refuse(entry: Entry, reader: Reader) -> None:
     """What this engine does not model."""
-    for key in _UNKNOWN:
-        if entry.model.get(key):
-            raise UnsupportedError(f"Megatron-Core's {key} is not modelled yet")
     told = entry.training.get("recompute")
     if isinstance(told, dict) and told.get("modules"):
-        raise UnsupportedError("recomputation of single modules is not modelled yet")
+        reader.assume(f"of recomputed modules ({told['modules']}) only core_attn is counted so")
     if entry.parallel.get("pipeline_model_parallel_layout"):
         raise UnsupportedError("pipeline_model_parallel_layout is not modelled yet")
     if "fsdp" in str(entry.parallel.get("zero_impl", "")).lower():
@@ -104,6 +99,7 @@ def _options(entry: Entry, layout: Layout) -> Megatron:
         virtual_stages=_virtual_stages(entry, layout),
         expert_model_parallel_size=ep,
         expert_tensor_parallel_size=whole(parallel, "etp", layout.tp) or 1,
+        mtp_num_layers=whole(entry.model, "mtp_layers", 0) or 0,
         loss=_loss(str(training.get("cross_entropy", "")).lower()),
     )
 

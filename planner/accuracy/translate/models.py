@@ -140,6 +140,7 @@ def _mixture(kind: str) -> Callable[[Section], Keys]:
 
 
 def _gpt2(model: Section) -> Keys:
+    name = str(model.get("name", "")).lower()
     return {
         "model_type": "gpt2",
         "n_embd": whole(model, "hidden"),
@@ -147,6 +148,7 @@ def _gpt2(model: Section) -> Keys:
         "n_head": whole(model, "num_heads"),
         "n_inner": _width(model),
         "n_positions": whole(model, "max_position_embeddings", 1024),
+        "activation_function": "gelu_new" if "gpt2" in name or "gpt-2" in name else "gelu",
         "vocab_size": _vocabulary(model),
         "tie_word_embeddings": model.get("tied_embeddings") is not False,
     }
@@ -216,13 +218,17 @@ def _latent(model: Section) -> Keys:
     )
 
 
+_ONE_GROUP: Keys = {"n_group": 1, "topk_group": 1}
+
+
 def _experts(model: Section) -> Keys:
     """Dense blocks first, then experts with a shared one; all dense where there are none."""
     moe = model.get("moe")
     layers = whole(model, "num_layers", 1) or 1
     dense = whole(model, "ffn_hidden", 4 * (whole(model, "hidden") or 1))
     if not isinstance(moe, dict):
-        return {"intermediate_size": dense, "first_k_dense_replace": layers}
+        unused = {"n_routed_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": dense}
+        return unused | {"intermediate_size": dense, "first_k_dense_replace": layers} | _ONE_GROUP
     width = whole(moe, "moe_ffn_hidden")
     count = whole(moe, "num_experts")
     if width is None or count is None:
@@ -237,9 +243,7 @@ def _experts(model: Section) -> Keys:
         "num_experts_per_tok": whole(moe, "topk", 1),
         "moe_intermediate_size": width,
         "n_shared_experts": shared // width,
-        "n_group": 1,
-        "topk_group": 1,
-    }
+    } | _ONE_GROUP
 
 
 def _dense_first(moe: Section) -> int:

@@ -9,25 +9,23 @@ from functools import partial
 from planner.activations.eager import (
     Machine,
     Tensor,
-    attention,
     cat,
     contiguous,
     expand,
-    reshape,
     split,
-    transpose,
     unsqueeze,
     view,
 )
 from planner.activations.programs import megatron_kernels as kernels
 from planner.activations.programs.case import Case
+from planner.activations.programs.megatron import core_attention
 from planner.activations.programs.reentrant import reentrant
 from planner.model.description import LatentAttention
 
 
 def latent_attention(m: Machine, case: Case, hidden: Tensor, sequence_parallel: bool) -> Tensor:  # noqa: FBT001 - megatron.Branch
     """Hidden states (B, S, H), or (B, S/t, H), in and out."""
-    facts, latent = case.attention, case.attention.latent
+    latent = case.attention.latent
     assert latent is not None
     cut = case.layout.tp if sequence_parallel else 1
     with m.part("attention.q"):
@@ -45,9 +43,10 @@ def latent_attention(m: Machine, case: Case, hidden: Tensor, sequence_parallel: 
         del both, turned
     query, key, value = contiguous(query), contiguous(key), contiguous(value)
     with m.part("attention.core"):
+        core = partial(core_attention, case)
         selective = case.training.recompute == "selective"
-        context = reentrant(_core, query, key, value) if selective else _core(query, key, value)
-    del query, key, value, facts
+        context = reentrant(core, query, key, value) if selective else core(query, key, value)
+    del query, key, value
     with m.part("attention.o"):
         last = partial(kernels.scattering_linear, tp=cut) if cut > 1 else kernels.linear
         return last(context, _matrix(m, case, "attention.o"))
@@ -90,12 +89,6 @@ def _keys_and_values(
         turned = kernels.regathered(turned, tp=length // turned.shape[1])
     wide = expand(unsqueeze(turned, 2), batch, length, heads, latent.rope_head_size)
     return cat([plain, wide], -1), value
-
-
-def _core(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    batch, length = query.shape[:2]
-    context = attention(*(transpose(tensor, 1, 2) for tensor in (query, key, value)))
-    return reshape(contiguous(transpose(context, 1, 2)), batch, length, -1)
 
 
 def _matrix(m: Machine, case: Case, component: str) -> list[Tensor]:

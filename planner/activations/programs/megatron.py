@@ -15,13 +15,12 @@ from planner.activations.eager import (
     bmm,
     contiguous,
     dropout,
-    expand,
     reshape,
     split,
     transpose,
-    unsqueeze,
     view,
 )
+from planner.activations.eager.pieces import repeat_heads
 from planner.activations.programs import megatron_kernels as kernels
 from planner.activations.programs.case import Case
 from planner.activations.programs.reentrant import reentrant
@@ -104,7 +103,7 @@ def self_attention(m: Machine, case: Case, hidden: Tensor, *, sequence_parallel:
             # attention/dot_product_attention/utils.py, get_qkv_layout).
             value = contiguous(value)
     with m.part("attention.core"):
-        core = partial(_core, case)
+        core = partial(core_attention, case)
         if case.training.recompute == "selective":
             context = reentrant(core, query, key, value)
         else:
@@ -148,7 +147,7 @@ def _normed_heads(m: Machine, case: Case, query: Tensor, key: Tensor) -> tuple[T
         )
 
 
-def _core(case: Case, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def core_attention(case: Case, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """From (B, S, heads, D) to the context (B, S, heads * D)."""
     batch, length = query.shape[:2]
     probability = case.probability(case.attention.dropout)
@@ -172,12 +171,10 @@ def _eager(query: Tensor, key: Tensor, value: Tensor, probability: float) -> Ten
 
 
 def _repeated(tensor: Tensor, times: int) -> Tensor:
-    """``repeat_interleave`` over heads: a copy for every query head."""
+    """``repeat_interleave`` over heads, where there are more query heads."""
     if times == 1:
         return tensor
-    batch, length, groups, size = tensor.shape
-    wide = expand(unsqueeze(tensor, 3), batch, length, groups, times, size)
-    return reshape(wide, batch, length, groups * times, size)
+    return repeat_heads(tensor, times)
 
 
 def mlp(m: Machine, case: Case, hidden: Tensor, *, sequence_parallel: bool) -> Tensor:

@@ -20,6 +20,7 @@ from planner.spec.deepspeed import DeepSpeed
 from planner.spec.devices import handle_workspace_bytes
 from planner.spec.layout import Layout
 from planner.spec.training import Training
+from planner.units import ceil_div
 
 FP32_BYTES = 4
 TOKEN_BYTES = 8
@@ -35,6 +36,9 @@ class Run:
     layout: Layout
     device: Device
     micro_steps: int
+    state_shards: int = 1
+    """Devices that share the optimizer's states, and so have no buckets of their own to reduce:
+    ZeRO-1 and ZeRO-2 where few parameters are trained."""
 
 
 def run_stage(run: Run, stage: Stage) -> Timeline:
@@ -45,14 +49,14 @@ def run_stage(run: Run, stage: Stage) -> Timeline:
     timeline = Timeline()
     timeline.phase("init")
     timeline.add(Term.WEIGHTS, sum(stored_bytes(p.numel, p.stored, size) for p in parameters))
-    if run.layout.dp > 1:
+    if run.layout.dp > 1 and run.state_shards == 1:
         timeline.add(Term.BUCKETS, sum(stored_bytes(p.numel, p.stored, size) for p in trained))
     tapes = _tapes(run, stage)
     for prefix in ("first_", ""):
         for micro_step in range(min(run.micro_steps, 2)):
             _pass(timeline, run, prefix, tapes, stage.layers, first=micro_step == 0)
         timeline.phase(prefix + "step")
-        _step(timeline, run.training, trained, first=bool(prefix))
+        _step(timeline, run, trained, first=bool(prefix))
     return timeline
 
 
@@ -132,14 +136,16 @@ def _wide(parameter: LocalParameter) -> bool:
 
 
 def _step(
-    timeline: Timeline, training: Training, parameters: Sequence[LocalParameter], *, first: bool
+    timeline: Timeline, run: Run, parameters: Sequence[LocalParameter], *, first: bool
 ) -> None:
     """States appear in the first step; the square roots of ``foreach`` pass; gradients go.
 
     States and temporaries have the parameters' dtype; ``foreach`` takes a dtype after the other.
     """
+    training = run.training
     for wide in (False, True):
-        numels = [p.numel for p in parameters if _wide(p) == wide]
+        whole = [p.numel for p in parameters if _wide(p) == wide]
+        numels = [ceil_div(numel, run.state_shards) for numel in whole]
         size = FP32_BYTES if wide else SIZES[training.precision]
         if first:
             states = sum(state_bytes(training, numel) for numel in numels)
@@ -147,4 +153,4 @@ def _step(
         temporaries = temporary_bytes(training, numels) * size // FP32_BYTES
         if temporaries:
             timeline.spike(Term.STEP_COPIES, temporaries)
-        timeline.add(Term.GRADIENTS, -sum(numels) * size)
+        timeline.add(Term.GRADIENTS, -sum(whole) * size)

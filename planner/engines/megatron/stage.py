@@ -7,6 +7,7 @@ from planner.activations.mcore import mcore_tape
 from planner.activations.tape import LayerTape, Segment
 from planner.engines.megatron.schedule import passes_in_order, sufficient_micro_batches
 from planner.layout.stage import LocalLayer, Stage
+from planner.layout.tensor import padded_vocabulary
 from planner.memory.terms import Term
 from planner.memory.timeline import Timeline
 from planner.model.description import Model
@@ -63,12 +64,28 @@ class _State:
 
     def __init__(self, run: Run, stage: Stage) -> None:
         self.run = run
-        self.layers = stage.layers
-        self.routed = sum(map(self._routed, stage.layers))
-        self.numel = sum(map(self._dense, stage.layers)) + self.routed
+        self.layers = _with_predictions(run, stage)
+        self.routed = sum(map(self._routed, self._owned))
+        self.numel = sum(map(self._dense, self._owned)) + self.routed + self._joints(stage)
         self.size = SIZES[run.training.precision]
         self.started = self.stepped = False
         self.threads = 0
+
+    @property
+    def _owned(self) -> list[LocalLayer]:
+        """Layers with parameters of their own: predictions share the head."""
+        heads = [layer for layer in self.layers if layer.placed.layer.kind == "head"]
+        return [layer for layer in self.layers if layer not in heads[1:]]
+
+    def _joints(self, stage: Stage) -> int:
+        """Of each prediction's 2 H to H projection, two norms, and the stage's own embedding."""
+        extra = len(self.layers) - len(stage.layers)
+        if not extra:
+            return 0
+        model, layout = self.run.model, self.run.layout
+        joints = self.run.options.mtp_num_layers * 2 * model.hidden_size * (model.hidden_size + 1)
+        embedding = model.hidden_size * padded_vocabulary(model.vocab_size, layout.tp) // layout.tp
+        return joints + (embedding if stage.num_stages > 1 and not model.tied else 0)
 
     def _dense(self, layer: LocalLayer) -> int:
         """Elements of a layer without its experts, which `LocalLayer` has cut another way."""
@@ -255,12 +272,28 @@ def _play(timeline: Timeline, segments: tuple[Segment, ...]) -> None:
 
 def _chunks(run: Run, stage: Stage) -> list[Chunk]:
     """The stage's layers in as many parts as it has virtual stages, the blocks evenly."""
+    layers = _with_predictions(run, stage)
     blocks = [layer for layer in stage.layers if layer.placed.layer.kind == "block"]
     size = ceil_div(len(blocks), run.options.virtual_stages) or 1
     parts = [blocks[start : start + size] for start in range(0, len(blocks), size)] or [[]]
     parts[0] = [layer for layer in stage.layers if layer.placed.layer.kind == "stem"] + parts[0]
-    parts[-1] += [layer for layer in stage.layers if layer.placed.layer.kind in {"norm", "head"}]
+    parts[-1] += [layer for layer in stage.layers if layer.placed.layer.kind == "norm"]
+    parts[-1] += layers[len(stage.layers) :]
+    parts[-1] += [layer for layer in stage.layers if layer.placed.layer.kind == "head"]
     return [_chunk(run, part) for part in parts]
+
+
+def _with_predictions(run: Run, stage: Stage) -> list[LocalLayer]:
+    """The last stage's layers, and a block, a norm and a loss for each further token.
+
+    Source: Megatron-LM, core/transformer/multi_token_prediction.py.
+    """
+    own = list(stage.layers)
+    if stage.index + 1 < stage.num_stages or not run.options.mtp_num_layers:
+        return own
+    block = next(layer for layer in reversed(own) if layer.placed.layer.kind == "block")
+    ends = [layer for layer in own if layer.placed.layer.kind in {"norm", "head"}]
+    return own + [block, *ends] * run.options.mtp_num_layers
 
 
 def _chunk(run: Run, layers: list[LocalLayer]) -> Chunk:
