@@ -145,6 +145,11 @@ def _strategy(setup: Setup, run: Run) -> Strategy:
     return below_three(setup)
 
 
+def _multiplies(stage: Stage) -> bool:
+    """Whether matrices are multiplied: a stage of an embedding alone never calls cuBLAS."""
+    return any(layer.placed.layer.kind in {"block", "head"} for layer in stage.layers)
+
+
 def _walk(
     run: Run,
     stage: Stage,
@@ -153,7 +158,7 @@ def _walk(
     setup: Setup,
 ) -> StepWalk | PipelineWalk:
     tokens = run.training.micro_batch_size * run.training.sequence_length // run.layout.sp
-    workspace = handle_workspace_bytes(run.device)
+    workspace = handle_workspace_bytes(run.device) if _multiplies(stage) else 0
     if stage.num_stages > 1:
         return pipeline_walk(
             stage,

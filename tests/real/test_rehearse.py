@@ -1,0 +1,109 @@
+"""Rehearsals: the real engine as one rank of 64 H100, without memory, against the plan.
+
+What the plan does not name: buffers of a model that are no parameters, and scalars. The loss's
+mean is booked one (tokens) vector of integers earlier than on a device. The plan has autograd's
+workspace from the start of the first backward pass on, the engine from its first product on.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from planner.plan import make_plan
+from planner.spec.load import load
+from planner.validate.compare import points
+from planner.validate.job import RankResult
+
+pytestmark = pytest.mark.real
+
+SEQUENCE = 512
+UNNAMED_BYTES = 2048 + 16 * SEQUENCE
+WORKSPACE = 32 * 2**20
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 512,
+    "intermediate_size": 1376,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "vocab_size": 8192,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": False,
+}
+WHOLE = {"pipe_partitioned": False, "grad_partitioned": False}
+CASES = {
+    "zero-2": ({}, {"zero_stage": 2}, {}, 5),
+    "zero-3": ({}, {"zero_stage": 3}, {}, 63),
+    "zero-1, recompute": ({"recompute": "full"}, {"zero_stage": 1}, {}, 0),
+    "first of four stages": (
+        {"implementation": "reference", "global_batch_size": 64},
+        {"zero_stage": 1, "pp": 4, "tp": 2},
+        {"pipeline": WHOLE},
+        0,
+    ),
+    "last of four stages": (
+        {"implementation": "reference", "global_batch_size": 64},
+        {"zero_stage": 1, "pp": 4, "tp": 2},
+        {"pipeline": WHOLE},
+        63,
+    ),
+}
+
+
+def write_case(folder, name):
+    training, layout, deepspeed, _ = CASES[name]
+    document = {
+        "model": LLAMA,
+        "cluster": {"nodes": 8, "devices_per_node": 8, "device": "h100-sxm-80gb"},
+        "training": {"sequence_length": SEQUENCE, "micro_batch_size": 1} | training,
+        "layout": layout,
+        "deepspeed": {"zero_optimization": {"reduce_bucket_size": 1_000_000}} | deepspeed,
+    }
+    file = folder / f"{list(CASES).index(name)}.yaml"
+    file.write_text(yaml.safe_dump(document))
+    return file
+
+
+@pytest.fixture(scope="module")
+def rehearsed(tmp_path_factory):
+    """One process imports DeepSpeed and rehearses all cases, each in a fork of its own."""
+    folder = tmp_path_factory.mktemp("rehearsals")
+    files = {name: write_case(folder, name) for name in CASES}
+    told = {str(file): CASES[name][-1] for name, file in files.items()}
+    output = folder / "results.json"
+    worker = Path(__file__).with_name("worker_rehearse.py")
+    subprocess.run(
+        [sys.executable, str(worker), json.dumps(told), str(output)], check=True, timeout=500
+    )
+    results = json.loads(output.read_text())
+    return {name: (file, RankResult.read(results[str(file)])) for name, file in files.items()}
+
+
+def _early(point):
+    return WORKSPACE if (point.phase, point.quantity) == ("first_backward", "peak_allocated") else 0
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_plan_is_what_the_engine_books(rehearsed, name):
+    file, result = rehearsed[name]
+    assert result.outcome == "done", result.failure
+    plan = make_plan(load(file), every_rank=True, booked=True)
+    compared = points(plan, [result])
+    assert {point.phase for point in compared} >= {"init", "first_forward", "backward", "step"}
+    wrong = [
+        f"{point.phase} {point.quantity}: planned {point.predicted_bytes:,}, "
+        f"booked {point.measured_bytes:,}"
+        for point in compared
+        if not -UNNAMED_BYTES <= point.error_bytes <= UNNAMED_BYTES + _early(point)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_a_rehearsal_holds_no_tensors(rehearsed):
+    """The process stays small however large the rank: the imports are most of it."""
+    held = [int(result.machine["peak_resident_bytes"]) for _, result in rehearsed.values()]
+    assert max(held) < 2**30

@@ -1,0 +1,42 @@
+"""Rehearses one rank of each file of the command line and writes what it booked."""
+
+import json
+import multiprocessing
+import os
+import sys
+from pathlib import Path
+
+os.environ["DS_ACCELERATOR"] = "cpu"
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from planner.rehearse.worker import rehearse_rank
+from planner.spec.dump import dump
+from planner.spec.load import load
+from planner.validate.job import Job, Place, as_document
+from planner.validate.worker import preload
+
+
+def rehearse(file, rank):
+    spec = load(file)
+    job = Job(
+        spec=dump(spec),
+        folder=str(spec.folder),
+        num_ranks=spec.fixed_layout.num_devices,
+        steps=2,
+        accelerator="standin",
+        collectives="fake",
+    )
+    place = Place(rank=rank, local_rank=0, local_size=1, master_address="127.0.0.1", master_port=0)
+    return as_document(rehearse_rank(job, place, lambda _: None))
+
+
+def main():
+    told, output = json.loads(sys.argv[1]), Path(sys.argv[2])
+    preload()
+    with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
+        results = pool.starmap(rehearse, told.items(), chunksize=1)
+    output.write_text(json.dumps(dict(zip(told, results, strict=True))))
+
+
+if __name__ == "__main__":
+    main()
