@@ -185,15 +185,15 @@ def math_attention(
 ) -> Tensor:
     """The composite path of ``scaled_dot_product_attention``: in fp32, q and k scaled apart.
 
-    All of its variables live until it returns, the weights in the query's dtype among them.
+    All variables live until it returns, the weights in the query's dtype among them; the scaled
+    keys are none.
     Source: _scaled_dot_product_attention_math, aten/src/ATen/native/transformers/attention.cpp.
     """
     wide_query, wide_key, wide_value = (to(tensor, "fp32") for tensor in (query, key, value))
     scaled = scale(wide_query)
     if causal:
         mask = _causal_mask(query, key)
-    scaled_key = scale(transpose(wide_key, 2, 3))
-    scores = matmul(scaled, scaled_key)
+    scores = matmul(scaled, scale(transpose(wide_key, 2, 3)))
     if mask is not None:
         scores = add(scores, mask)
     weights = softmax(scores, scores.dtype)
