@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.errors import LayoutError
-from planner.layout.cut import registered_parameters, stages
+from planner.layout.cut import registered_parameters, stages, tp_ranks_alike
 from planner.layout.ranks import coordinates, expert_zero_degree
 from planner.spec.deepspeed import DeepSpeed, Pipeline
 from planner.spec.layout import Layout
@@ -43,6 +43,16 @@ def test_autotp_ranks_hold_every_cut_row_once(tp, model):
     for parameter in model.parameters():
         held = [rank[parameter.name] for rank in ranks]
         assert sum(held) == parameter.numel or set(held) == {parameter.numel}
+
+
+@given(st.integers(1, 4), small_models)
+def test_tensor_parallel_ranks_are_alike_exactly_if_their_stages_are(tp, model):
+    case = (model, Layout(dp=1, tp=tp), HF, AUTOEP)
+    group_of = {rank: group for group in tp_ranks_alike(*case) for rank in group}
+    held = [stages(*case, rank) for rank in range(tp)]
+    assert sorted(group_of) == list(range(tp))
+    for one in range(tp):
+        assert group_of[one] == tuple(r for r in range(tp) if held[r] == held[one])
 
 
 @st.composite
