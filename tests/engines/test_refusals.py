@@ -28,6 +28,7 @@ SPARSE = small_model(experts=8, family="mixtral")
 BARE_NORM = replace(
     DENSE, tail=(Placed(prefix="norm.", layer=Layer(kind="norm", parameters=())), DENSE.tail[1])
 )
+UNIFORM = {"pipeline": Pipeline(partition_method="uniform")}
 CPU = Zero(offload_optimizer=OffloadOptimizer(device="cpu"))
 
 
@@ -55,6 +56,10 @@ RUNS = [
     pytest.param(Layout(dp=8, ep=4, zero_stage=3), HF, SPARSE, {}, id="autoep-zero-3"),
     pytest.param(Layout(dp=8, ep=4, zero_stage=2), HF, SPARSE, {"expert_engine": "moe"}, id="moe"),
     pytest.param(Layout(dp=8, zero_stage=1), HF, DENSE, {"zero_optimization": CPU}, id="offload"),
+    pytest.param(Layout(dp=1, pp=9), HF, DENSE, UNIFORM, id="layers-alone"),
+    pytest.param(
+        Layout(dp=1, pp=9, zero_stage=1), HF, small_model(tied=True), UNIFORM, id="copy-alone"
+    ),
     pytest.param(
         Layout(dp=2, zero_stage=0), HF, DENSE, {"grad_accum_dtype": "bf16"}, id="accumulate"
     ),
@@ -80,6 +85,12 @@ REFUSED = [
       "(deepspeed/runtime/utils.py:610); use pp: 9 or less")),
     ("empty", Layout(dp=1, pp=9), HF, BARE_NORM, {},
      "deepspeed.pipeline.partition_method: parameters leaves stage 7 without parameters"),
+    ("copy-alone", Layout(dp=1, pp=9), HF, small_model(tied=True), UNIFORM,
+     "deepspeed.pipeline.partition_method: uniform leaves stage 8 with copies alone"),
+    ("copy-alone-fp32", Layout(dp=2, pp=9, zero_stage=1), HF, small_model(tied=True),
+     {**UNIFORM, "grad_accum_dtype": "fp32"}, "bf16_optimizer.py:390"),
+    ("norm-alone", Layout(dp=1, pp=9, tp=2), MEGATRON, DENSE, UNIFORM,
+     "uniform leaves stage 7 with copies alone"),
     ("method", Layout(dp=1, pp=2), HF, DENSE,
      {"pipeline": Pipeline(partition_method="balanced")}, "knows no method 'balanced'"),
     ("batch", Layout(dp=8), replace(HF, global_batch_size=20, micro_batch_size=2), DENSE, {},

@@ -91,7 +91,7 @@ def make_stage(case: dict[str, Any], index: int) -> tuple[Stage, list[Any]]:
 
 
 def make_strategy(setup: Setup) -> Any:
-    if uses_bf16_optimizer(setup):
+    if uses_bf16_optimizer(setup.training, setup.layout, setup.deepspeed):
         return bf16_optimizer(setup)
     return zero12(setup) if setup.layout.zero_stage else unpartitioned(setup)
 

@@ -22,7 +22,7 @@ def below_three(setup: Setup) -> ZeroOneTwo | BF16Optimizer | Unpartitioned:
     if setup.layout.zero_stage == 0 and _accumulates_in_fp32(setup):
         deepspeed = replace(setup.deepspeed, grad_accum_dtype="fp32")
         return bf16_optimizer(replace(setup, deepspeed=deepspeed))
-    if uses_bf16_optimizer(setup):
+    if uses_bf16_optimizer(setup.training, setup.layout, setup.deepspeed):
         return bf16_optimizer(setup)
     return zero12(setup) if setup.layout.zero_stage else unpartitioned(setup)
 

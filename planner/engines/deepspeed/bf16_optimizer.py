@@ -17,6 +17,9 @@ from planner.engines.deepspeed.state_notes import bf16_notes
 from planner.engines.deepspeed.strategy import Setup
 from planner.memory.terms import Term
 from planner.memory.timeline import Timeline
+from planner.spec.deepspeed import DeepSpeed
+from planner.spec.layout import Layout
+from planner.spec.training import Training
 
 
 @dataclass(slots=True, kw_only=True)
@@ -124,15 +127,14 @@ class BF16Optimizer:
         return bf16_notes(self.setup, self.layout, self.reduce_bytes)
 
 
-def uses_bf16_optimizer(setup: Setup) -> bool:
+def uses_bf16_optimizer(training: Training, layout: Layout, deepspeed: DeepSpeed) -> bool:
     """Whether DeepSpeed takes this class (runtime/engine.py:2305-2320)."""
-    if setup.training.precision != "bf16":
+    if training.precision != "bf16":
         return False
-    if setup.layout.zero_stage == 0:
-        return setup.layout.pp > 1
-    offload = setup.deepspeed.zero_optimization.offload_optimizer.device != "none"
-    fp32 = setup.deepspeed.grad_accum_dtype == "fp32"
-    return setup.layout.zero_stage == 1 and fp32 and not offload
+    if layout.zero_stage == 0:
+        return layout.pp > 1
+    offload = deepspeed.zero_optimization.offload_optimizer.device != "none"
+    return layout.zero_stage == 1 and deepspeed.grad_accum_dtype == "fp32" and not offload
 
 
 def bf16_optimizer(setup: Setup) -> BF16Optimizer:

@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from planner.engines.deepspeed.refusal import Case, Refusal, Rule, not_divided
 from planner.engines.deepspeed.refusals_checkpoints import CHECKPOINT_RULES
 from planner.engines.deepspeed.refusals_experts import experts
+from planner.engines.deepspeed.refusals_pipeline import PIPELINE_RULES
 from planner.engines.deepspeed.refusals_state import STATE_RULES
-from planner.errors import LayoutError
-from planner.layout.cut import stages
 from planner.model.description import Mlp, Model
 from planner.spec.cluster import Cluster
 from planner.spec.deepspeed import DeepSpeed
@@ -70,70 +69,6 @@ def _batch(case: Case) -> Iterator[Refusal]:
             "runtime/config.py:602",
             f"choose a multiple of {unit}, e.g. {max(1, round(size / unit)) * unit}",
         )
-
-
-def _pipeline(case: Case) -> Iterator[Refusal]:
-    layout = case.layout
-    if layout.pp == 1:
-        return
-    if layout.zero_stage > 1:
-        yield Refusal(
-            "layout.zero_stage",
-            f"DeepSpeed refuses ZeRO-{layout.zero_stage} with pipeline parallelism",
-            "runtime/pipe/engine.py:76",
-            "use zero_stage: 1, or pp: 1",
-        )
-    if layout.sp > 1:
-        yield Refusal(
-            "layout.sp",
-            "DeepSpeed's pipeline has no sequence axis: its grid is pipe, data, model",
-            "runtime/pipe/topology.py:248",
-            "use sp: 1, or pp: 1",
-        )
-    keys = case.deepspeed.pipeline
-    if layout.tp > 1 and keys.grad_partitioned and not keys.pipe_partitioned:
-        yield Refusal(
-            "deepspeed.pipeline.grad_partitioned",
-            "gradients cannot be cut where activations are whole: the receiver makes one buffer "
-            "and takes its first row for the numbers of the cut",
-            "runtime/pipe/engine.py:830",
-            "write grad_partitioned: false as well, or pipe_partitioned: true",
-        )
-    yield from _empty_stages(case)
-
-
-def _empty_stages(case: Case) -> Iterator[Refusal]:
-    num_layers = sum(1 for _ in case.model.placed())
-    if case.layout.pp > num_layers:
-        yield Refusal(
-            "layout.pp",
-            f"{case.layout.pp} stages cannot share {num_layers} layers (stem, blocks, norm, head)",
-            "runtime/utils.py:610",
-            f"use pp: {num_layers} or less",
-        )
-        return
-    try:
-        parts = stages(case.model, case.layout, case.training, case.deepspeed)
-    except LayoutError as error:
-        yield from _as_refusal(str(error))
-        return
-    empty = [stage.index for stage in parts if not stage.num_parameters]
-    if empty:
-        yield Refusal(
-            "deepspeed.pipeline.partition_method",
-            f"{case.deepspeed.pipeline.partition_method} leaves stage {empty[0]} without "
-            "parameters, and no optimizer takes an empty list",
-            "runtime/pipe/module.py:396",
-            "use another method, or a smaller pp",
-        )
-
-
-def _as_refusal(message: str) -> Iterator[Refusal]:
-    """An unknown partition method; what does not divide is told by the other rules."""
-    key, _, rest = message.partition(": ")
-    if key == "deepspeed.pipeline.partition_method":
-        fault, _, mend = rest.rpartition("; ")
-        yield Refusal(key, fault, "", mend)
 
 
 def _tensor(case: Case) -> Iterator[Refusal]:
@@ -209,7 +144,7 @@ def _sequence_division(case: Case) -> Iterator[Refusal]:
 _RULES: tuple[Rule, ...] = (
     _devices,
     _batch,
-    _pipeline,
+    *PIPELINE_RULES,
     _tensor,
     _sequence,
     experts,
