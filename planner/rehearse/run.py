@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -86,7 +86,7 @@ def rehearse(spec: Spec, which: str, *, steps: int, logs: Path, progress: Progre
     start = monotonic()
     plan = make_plan(spec, every_rank=True, booked=True)
     job = Job(
-        spec=dump(spec),
+        spec=dump(shortened(spec)),
         folder=str(spec.folder.resolve()),
         num_ranks=spec.fixed_layout.num_devices,
         steps=steps,
@@ -103,6 +103,19 @@ def rehearse(spec: Spec, which: str, *, steps: int, logs: Path, progress: Progre
         points=tuple(points(plan, results)),
         seconds=monotonic() - start,
     )
+
+
+def shortened(spec: Spec) -> Spec:
+    """The same step with no more micro-steps than tell the others: all in the middle are alike.
+
+    A pipeline is full after as many as it has stages.
+    """
+    layout = spec.fixed_layout
+    enough = layout.pp + 2
+    if spec.micro_steps <= enough:
+        return spec
+    sequences = enough * spec.training.micro_batch_size * layout.dp
+    return replace(spec, training=replace(spec.training, global_batch_size=sequences))
 
 
 def _portions(ranks: Sequence[int], size: int) -> Iterator[tuple[int, ...]]:

@@ -8,7 +8,7 @@ from planner.spec.load import load
 
 pytest.importorskip("torch")
 
-from planner.rehearse.run import choose_ranks
+from planner.rehearse.run import choose_ranks, shortened
 
 
 @pytest.fixture(scope="module")
@@ -31,3 +31,15 @@ def test_ranks_by_number(plan):
 def test_no_such_rank(plan, which):
     with pytest.raises(LayoutError, match="worst, ends, all"):
         choose_ranks(plan, which)
+
+
+def test_a_shorter_step_holds_as_much(plan):
+    """256 micro-steps tell no more than six do, on any stage and in any phase."""
+    short = shortened(plan.spec)
+    assert (plan.spec.micro_steps, short.micro_steps) == (256, 6)
+    peaks = [
+        [(phase.phase, phase.peak_bytes, phase.end_bytes) for phase in rank.phases]
+        for made in (plan, make_plan(short, every_rank=True))
+        for rank in made.ranks
+    ]
+    assert peaks[: len(plan.ranks)] == peaks[len(plan.ranks) :]
