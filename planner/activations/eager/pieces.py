@@ -11,7 +11,16 @@ from planner.activations.eager.nn import attention
 from planner.activations.eager.pointwise import mul, scale, shift, unary_of_result
 from planner.activations.eager.routing import _into_zeros
 from planner.activations.eager.tensor import Tensor, empty
-from planner.activations.eager.views import _look, like, transpose, view
+from planner.activations.eager.views import (
+    _look,
+    clone,
+    expand,
+    like,
+    reshape,
+    transpose,
+    unsqueeze,
+    view,
+)
 
 
 def look_up(weight: Tensor, ids: Tensor) -> Tensor:
@@ -61,6 +70,16 @@ def repeat_each(tensor: Tensor) -> Tensor:
     """``tensor.repeat_interleave(2, -1)`` of what needs no gradient."""
     shape = (*tensor.shape[:-1], 2 * tensor.shape[-1])
     return empty(tensor.machine, shape, tensor.dtype)
+
+
+def repeat_heads(tensor: Tensor, times: int) -> Tensor:
+    """``repeat_interleave`` of the last dim but one: a copy, even where a view would do.
+
+    Seen in PyTorch 2.13: one head, repeated, has a storage of its own.
+    """
+    *lead, heads, size = tensor.shape
+    wide = clone(expand(unsqueeze(tensor, len(lead) + 1), *lead, heads, times, size))
+    return reshape(wide, *lead, heads * times, size)
 
 
 def add_in_place(tensor: Tensor, other: Tensor) -> Tensor:
