@@ -109,7 +109,7 @@ def stage_tapes(
         in_place=in_place,
         modules=modules,
     )
-    places = placed(layers, tied=model.tied)
+    places = placed(layers, tied=model.tied, shares=layout.pp == 1)
     plain = replace(training, recompute="none")
     made: dict[tuple[object, ...], LayerTape] = {}
 
@@ -142,10 +142,15 @@ def stage_tapes(
     return tuple(tapes)
 
 
-def placed(layers: tuple[Layer, ...], *, tied: bool) -> list[tuple[Layer, bool, bool]]:
-    """Each layer with ``tied_head`` and ``boundary`` as its place in the stage decides."""
+def placed(
+    layers: tuple[Layer, ...], *, tied: bool, shares: bool = True
+) -> list[tuple[Layer, bool, bool]]:
+    """Each layer with ``tied_head`` and ``boundary`` as its place in the stage decides.
+
+    ``shares``: what the model makes once its blocks share, which is not so in a pipeline.
+    """
     kinds = [layer.kind for layer in layers]
-    whole = "stem" in kinds and "norm" in kinds and "block" in kinds
+    whole = shares and "stem" in kinds and "norm" in kinds and "block" in kinds
     first = kinds.index("block") if whole else None
     tied_here = tied and "stem" in kinds and "head" in kinds
     return [

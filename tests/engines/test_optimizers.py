@@ -23,6 +23,11 @@ def test_state(optimizer, numel, expected):
     assert state_bytes(Training(sequence_length=1, optimizer=optimizer), numel) == expected
 
 
+def test_lion_on_the_host_has_a_moment_that_nobody_reads():
+    training = Training(sequence_length=1, optimizer="lion")
+    assert state_bytes(training, 1000, on_host=True) == 2 * state_bytes(training, 1000)
+
+
 def test_sgd_without_momentum_keeps_nothing():
     training = Training(sequence_length=1, optimizer="sgd", momentum=0.0)
     assert state_bytes(training, 1000) == 0

@@ -193,7 +193,7 @@ def _call(node: Any, buffers: dict[Any, list[Gradient]]) -> list[Gradient]:
             outputs[place] = empty(machine, output.shape, expected[1], strides)
         output = None
     del gradients
-    node.saved = []
+    node.saved, node.facts = [], None
     machine.label, machine.term = "", None
     return outputs
 

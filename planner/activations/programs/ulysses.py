@@ -10,15 +10,13 @@ from planner.activations.eager import (
     Node,
     Tensor,
     begin,
-    clone,
     contiguous,
     empty,
-    expand,
     finish,
     permute,
     reshape,
-    unsqueeze,
 )
+from planner.activations.eager.pieces import repeat_heads
 from planner.units import ceil_div
 
 Core = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
@@ -64,19 +62,12 @@ def _position_ids(query: Tensor, ranks: int) -> Tensor:
 def _combined(x: Tensor, ranks: int, copies: int) -> Tensor:
     """``combine_sequence``: (S/sp, B, A, D) to (S, B, A/sp, D)."""
     if copies > 1:
-        x = _repeated(x, copies)
+        x = repeat_heads(x, copies)
     length, batch, heads, size = x.shape
     x = reshape(x, length, batch, ranks, heads // ranks, size)
     x = contiguous(permute(x, 2, 0, 1, 3, 4))
     output = all_to_all(x)
     return contiguous(reshape(output, ranks * length, batch, heads // ranks, size))
-
-
-def _repeated(x: Tensor, copies: int) -> Tensor:
-    """``repeat_interleave`` over heads, which copies even where a view would do."""
-    length, batch, heads, size = x.shape
-    wide = expand(unsqueeze(x, 3), length, batch, heads, copies, size)
-    return reshape(clone(wide), length, batch, heads * copies, size)
 
 
 def _partitioned(x: Tensor, ranks: int, size: int) -> Tensor:

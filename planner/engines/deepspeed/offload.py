@@ -113,7 +113,9 @@ def offload_host_bytes(setup: Setup, layout: Partition, index: int) -> dict[str,
     return {
         "master_weights": FP32_BYTES * sum(partitions),
         "gradients": FP32_BYTES * sum(partitions),
-        "optimizer_states": sum(state_bytes(setup.training, numel) for numel in partitions),
+        "optimizer_states": sum(
+            state_bytes(setup.training, numel, on_host=True) for numel in partitions
+        ),
         "weights": size.model * sum(partitions),
         "gradient_buffer": gradient_buffer_bytes(setup),
         "accumulated_gradients": size.model * touched,

@@ -14,8 +14,11 @@ EIGHT_BIT_BLOCK = 256
 """Elements that share one scale (bitsandbytes optim/optimizer.py, ``blocksize``)."""
 
 
-def state_bytes(training: Training, numel: int) -> int:
+def state_bytes(training: Training, numel: int, *, on_host: bool = False) -> int:
     """Bytes that the optimizer keeps for one fp32 tensor from its first step on.
+
+    ``on_host``: DeepSpeed's kernels for the host run. Its Lion has a second moment there, which
+    nobody reads (ops/lion/cpu_lion.py:124).
 
     adamw: two moments (torch/optim/adam.py:178-184; DeepSpeed ops/adam/fused_adam.py:155-157).
     sgd: a momentum buffer if momentum is not 0 (torch/optim/sgd.py). lion: one moment
@@ -28,6 +31,8 @@ def state_bytes(training: Training, numel: int) -> int:
             return 8 * numel
         return 2 * (numel + 4 * -(-numel // EIGHT_BIT_BLOCK))
     if training.optimizer == "adamw":
+        return 8 * numel
+    if training.optimizer == "lion" and on_host:
         return 8 * numel
     if training.optimizer == "sgd" and not training.momentum:
         return 0

@@ -119,7 +119,10 @@ def _optimizer_bytes(setup: Setup, layout: Partitions) -> Iterator[tuple[str, in
             yield "swap_buffers", offload.buffer_count * _aligned_bytes(layout, FP32_BYTES)
     yield "master_weights", FP32_BYTES * sum(groups)
     yield "gradients", FP32_BYTES * sum(groups)
-    yield "optimizer_states", sum(state_bytes(setup.training, numel) for numel in groups)
+    yield (
+        "optimizer_states",
+        sum(state_bytes(setup.training, numel, on_host=True) for numel in groups),
+    )
     yield "accumulated_gradients", sizes(setup).accumulation * layout.numel
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from deepspeed.ops.adam import FusedAdam
+from deepspeed.ops.lion import FusedLion
 
 from planner.errors import LaunchError
 from planner.spec.training import Training
@@ -59,6 +60,33 @@ class FusedAdamOnCpu(FusedAdam):
             )
 
 
+class FusedLionOnCpu(FusedLion):
+    """DeepSpeed's FusedLion without its CUDA kernel; it allocates the same (fused_lion.py:99)."""
+
+    def __init__(self, params: Any) -> None:
+        torch.optim.Optimizer.__init__(self, params, {"lr": LEARNING_RATE, "weight_decay": 0.0})
+
+    def step(self, closure: Callable[[], Any] | None = None) -> None:
+        """Update what has a gradient."""
+        del closure
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    self._update(weight, group)
+
+    def _update(self, weight: Any, group: dict[str, Any]) -> None:
+        """With betas 0.9 and 0.99, in place: the direction takes the gradient's place."""
+        state, direction = self.state[weight], weight.grad
+        if not state:
+            state["exp_avg"] = torch.zeros_like(weight.data)
+        moment = state["exp_avg"]
+        with torch.no_grad():
+            direction.mul_(0.1).add_(moment, alpha=0.9)
+            # 0.9 m + 0.1 (0.9 m + 0.1 g) = 0.99 m + 0.01 g
+            moment.mul_(0.9).add_(direction, alpha=0.1)
+            weight.data.add_(direction.sign_(), alpha=-group["lr"])
+
+
 def parameter_groups(parameters: Iterable[Any], training: Training) -> list[dict[str, Any]]:
     """All in one group, or biases and norms in a second without decay.
 
@@ -87,9 +115,20 @@ def make_optimizer(groups: Iterable[dict[str, Any]], training: Training) -> Any:
             momentum=training.momentum,
             **KERNELS[training.optimizer_kernel],
         )
+    if training.optimizer == "lion":
+        return _lion(groups)
     raise LaunchError(
-        f"training.optimizer: {training.optimizer} is not run by validations; take adamw or sgd"
+        f"training.optimizer: {training.optimizer} is not run by validations; take adamw, lion or "
+        "sgd"
     )
+
+
+def _lion(groups: list[dict[str, Any]]) -> Any:
+    from deepspeed.accelerator import get_accelerator
+
+    if get_accelerator().device_name() == "cuda":
+        return FusedLion(groups, lr=LEARNING_RATE)
+    return FusedLionOnCpu(groups)
 
 
 def _fused(groups: list[dict[str, Any]]) -> Any:

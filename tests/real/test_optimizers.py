@@ -1,0 +1,51 @@
+"""Optimizers other than AdamW, in whole steps of DeepSpeed: what each keeps and allocates."""
+
+import pytest
+
+pytest.importorskip("deepspeed")
+
+from tests.real.whole_plans import LLAMA, Case, differences
+
+pytestmark = pytest.mark.real
+
+SCALARS_BYTES = 160
+"""A step of an fp32 model has some more of them: a norm for each parameter."""
+SMALL = LLAMA | {"num_hidden_layers": 1}
+
+
+def case(optimizer, *, zero=1, deepspeed=None, **training):
+    return Case(
+        2,
+        {
+            "model": SMALL,
+            "layout": {"zero_stage": zero},
+            "training": {"optimizer": optimizer, "global_batch_size": 8, **training},
+            "deepspeed": {"zero_optimization": {"reduce_bucket_size": 50_000}} | (deepspeed or {}),
+        },
+    )
+
+
+SGD = {"optimizer_kernel": "loop"}
+CASES = {
+    "momentum": case("sgd", **SGD),
+    "momentum, foreach, without ZeRO": case("sgd", zero=0, optimizer_kernel="foreach"),
+    "momentum, fp32 without ZeRO": case("sgd", zero=0, precision="fp32", **SGD),
+    "momentum, fp32 accumulation": case(
+        "sgd", deepspeed={"data_types": {"grad_accum_dtype": "fp32"}}, **SGD
+    ),
+    "momentum, ZeRO-3": case("sgd", zero=3, **SGD),
+    "no momentum": case("sgd", zero=2, momentum=0.0, **SGD),
+    "lion": case("lion"),
+    "lion, ZeRO-3": case("lion", zero=3),
+    "lion, fp32 without ZeRO": case("lion", zero=0, precision="fp32"),
+}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    return differences(CASES, tmp_path_factory.mktemp("plans"), scalars_bytes=SCALARS_BYTES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_plan_is_what_deepspeed_allocates(found, name):
+    assert not found[name], "\n".join(found[name])
