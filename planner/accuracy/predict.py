@@ -90,9 +90,10 @@ def _deepspeed(case: Case) -> tuple[PhasePeak, ...]:
 
 
 def _megatron(case: Case) -> tuple[PhasePeak, ...]:
-    """Stages hold their layers evenly; ranks of a stage are alike."""
+    """Ranks of a stage are alike."""
     spec, layout = case.spec, case.spec.fixed_layout
-    held = stages(case.model, layout, spec.training, spec.deepspeed)
+    parts = _parts(case.megatron.blocks_per_stage, len(case.model.tail))
+    held = stages(case.model, layout, spec.training, spec.deepspeed, told=parts)
     run = megatron.Run(
         model=case.model,
         training=spec.training,
@@ -104,6 +105,14 @@ def _megatron(case: Case) -> tuple[PhasePeak, ...]:
     chosen = _chosen(held, case)
     every = [megatron.run_stage(run, stage).fold(PartitionIndex(0, 0)) for stage in chosen]
     return max(every, key=lambda phases: max(phase.peak_bytes for phase in phases))
+
+
+def _parts(blocks: tuple[int, ...], num_last: int) -> tuple[range, ...]:
+    """Places of each stage's layers: the first has the stem, too, the last the model's tail."""
+    ends = [1 + sum(blocks[: place + 1]) for place in range(len(blocks))]
+    if ends:
+        ends[-1] += num_last
+    return tuple(range(first, end) for first, end in zip([0, *ends], ends, strict=False))
 
 
 def _chosen(held: tuple[Stage, ...], case: Case) -> tuple[Stage, ...]:

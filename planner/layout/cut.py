@@ -26,12 +26,19 @@ class _Cuts(NamedTuple):
 
 
 def stages(
-    model: Model, layout: Layout, training: Training, deepspeed: DeepSpeed, tp_rank: int = 0
+    model: Model,
+    layout: Layout,
+    training: Training,
+    deepspeed: DeepSpeed,
+    tp_rank: int = 0,
+    *,
+    told: tuple[range, ...] = (),
 ) -> tuple[Stage, ...]:
     """Return what the ranks with this ``tp_rank`` hold, stage by stage, before ZeRO.
 
     With pipeline parallelism the model is a `PipelineModule` of the stem, each block, and the
     layers of the tail, divided by ``deepspeed.pipeline.partition_method``. A stage may be empty.
+    ``told``: the layers of each stage, where another engine divides them.
 
     Raises:
         LayoutError: tp or ep does not divide what it cuts, or the method is none.
@@ -44,9 +51,8 @@ def stages(
     tied = model.tied and len(layers) > 1
     if tied:
         weights[-1] += _token_embedding(layers[0]).numel
-    parts = partition_layers(
-        layer_classes(model), weights, deepspeed.pipeline.partition_method, layout.pp
-    )
+    method = deepspeed.pipeline.partition_method
+    parts = told or tuple(partition_layers(layer_classes(model), weights, method, layout.pp))
     return tuple(
         _pipeline_stage(index, layout.pp, layers, part, tied=tied)
         for index, part in enumerate(parts)

@@ -19,6 +19,8 @@ class Megatron:
     sequence_parallel: bool = False
     transformer_engine: bool = True
     """Whose linears run; with fusion they keep one dummy gradient per shape of a weight."""
+    blocks_per_stage: tuple[int, ...] = ()
+    """Transformer layers of each pipeline rank; empty: as many on each."""
     virtual_stages: int = 1
     """Chunks of layers per pipeline rank (interleaved schedule)."""
     expert_model_parallel_size: int = 1

@@ -63,7 +63,7 @@ def test_what_is_resident_is_what_the_log_says(entries):
     ("change", "reason"),
     [
         ({"framework": "Unheard-of"}, "framework Unheard-of is not modelled"),
-        ({"training": {"method": "lora"}}, "frozen"),
+        ({"training": {"method": "prefix tuning"}}, "frozen"),
         ({"training": {"seq_len": None}}, "sequence length"),
         ({"model": {"hidden": None}}, "hidden"),
         ({"parallel": {"zero_stage": "unknown"}}, "zero_stage"),

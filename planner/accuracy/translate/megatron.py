@@ -6,6 +6,7 @@ from typing import Literal
 from planner.accuracy.case import Case, UnsupportedError
 from planner.accuracy.entries import Entry, whole
 from planner.accuracy.translate.common import Reader
+from planner.accuracy.translate.splits import blocks_per_stage, segments
 from planner.spec.deepspeed import DeepSpeed, Pipeline
 from planner.spec.layout import Layout
 from planner.spec.megatron import Megatron
@@ -62,8 +63,6 @@ def _refuse(entry: Entry, reader: Reader) -> None:
     told = entry.training.get("recompute")
     if isinstance(told, dict) and told.get("modules"):
         reader.assume(f"of recomputed modules ({told['modules']}) only core_attn is counted so")
-    if entry.parallel.get("pipeline_model_parallel_layout"):
-        raise UnsupportedError("pipeline_model_parallel_layout is not modelled yet")
     if "fsdp" in str(entry.parallel.get("zero_impl", "")).lower():
         raise UnsupportedError("Megatron-FSDP is not modelled yet")
     for key in ("cuda_graph_impl", "fine_grained_activation_offloading"):
@@ -96,6 +95,7 @@ def _options(entry: Entry, layout: Layout) -> Megatron:
         is True,
         sequence_parallel=parallel.get("sequence_parallel") is True and layout.tp > 1,
         transformer_engine=engine != "local" and "DDP local" not in implementation,
+        blocks_per_stage=blocks_per_stage(entry, layout.pp),
         virtual_stages=_virtual_stages(entry, layout),
         expert_model_parallel_size=ep,
         expert_tensor_parallel_size=whole(parallel, "etp", layout.tp) or 1,
@@ -122,6 +122,9 @@ def _virtual_stages(entry: Entry, layout: Layout) -> int:
     for key in ("vpp", "num_virtual_stages_per_pipeline_rank"):
         if whole(parallel, key):
             return whole(parallel, key) or 1
+    told = parallel.get("pipeline_model_parallel_layout")
+    if isinstance(told, str):
+        return max(1, len(segments(told)) // layout.pp)
     size = whole(parallel, "num_layers_per_virtual_pipeline_stage")
     layers = whole(entry.model, "num_layers", 1) or 1
     return max(1, layers // layout.pp // size) if size else 1
