@@ -76,6 +76,8 @@ class Pipeline:
     pipe_partitioned: bool = True
     """Cut boundaries over tensor-parallel ranks, if there are any (runtime/pipe/engine.py:137)."""
     grad_partitioned: bool = True
+    use_reentrant: bool | None = None
+    """false: checkpoints without an autograd function of their own (runtime/pipe/engine.py:212)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

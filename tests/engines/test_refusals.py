@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 
 from planner.engines.deepspeed.assumptions import layout_assumptions
+from planner.engines.deepspeed.limits import limits
+from planner.engines.deepspeed.refusal import Case
 from planner.engines.deepspeed.refusals import refusals
 from planner.model.description import Layer, Placed
 from planner.spec.cluster import Cluster, Device
@@ -169,6 +171,32 @@ def test_what_does_not_run_is_refused_with_its_place_and_mend(
     messages = told(layout, training, model, **keys)
     assert [text for text in messages if message in text], messages
     assert all("; " in text for text in messages)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "recompute", "message"),
+    [
+        (Pipeline(use_reentrant=False), "full", "deepspeed.pipeline.use_reentrant: "),
+        (
+            Pipeline(activation_checkpoint_interval=2),
+            "none",
+            "a pipeline with activation_checkpoint_interval: 2 recomputes its blocks",
+        ),
+    ],
+)
+def test_what_a_pipeline_recomputes_is_said(pipeline, recompute, message):
+    layout = Layout(dp=1, pp=2)
+    case = Case(
+        model=DENSE,
+        cluster=Cluster(nodes=1, devices_per_node=layout.num_devices, device=DEVICE),
+        training=replace(HF, recompute=recompute),
+        layout=layout,
+        deepspeed=DeepSpeed(pipeline=pipeline),
+    )
+    messages = [str(limit) for limit in limits(case)]
+    assert [text for text in messages if message in text], messages
+    alone = case._replace(layout=Layout(dp=2), training=HF)
+    assert not limits(alone)
 
 
 def test_the_wrong_number_of_devices():

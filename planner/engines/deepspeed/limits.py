@@ -57,6 +57,17 @@ def _recompute(case: Case) -> Iterator[Refusal]:
         )
 
 
+def _reentrant(case: Case) -> Iterator[Refusal]:
+    """DeepSpeed's own function without reentry keeps and frees otherwise than torch's."""
+    recomputed = case.layout.pp > 1 and case.training.recompute == "full"
+    if recomputed and case.deepspeed.pipeline.use_reentrant is False:
+        yield _unknown(
+            "deepspeed.pipeline.use_reentrant",
+            "DeepSpeed's checkpoint without reentry",
+            "leave it out",
+        )
+
+
 def _experts(case: Case) -> Iterator[Refusal]:
     if expert_holder(case.layout, case.deepspeed) != "moe" or not case.num_experts:
         return
@@ -135,6 +146,7 @@ _RULES: tuple[Rule, ...] = (
     _inventory,
     _vision,
     _recompute,
+    _reentrant,
     _experts,
     _sequence,
     _reference,
