@@ -1,14 +1,23 @@
 """The reference transformer with DeepSpeed's MoE layer, whole plans: ZeRO 0 to 2, stages, families.
 
-Each rank runs alone, with collectives that return at once. What a ledger sees beyond the plan:
-scalars, and what each MoE layer keeps from pass to pass (its loss, and 8 B an expert).
+Each rank runs alone, with collectives that return at once; once two ranks really exchange tokens.
+What a ledger sees beyond the plan: scalars, and what each MoE layer keeps from pass to pass (its
+loss, and 8 B an expert).
 """
 
+from pathlib import Path
+
 import pytest
+import yaml
 
 pytest.importorskip("deepspeed")
 
-from tests.real.whole_plans import SCALARS_BYTES, Case, differences
+from planner.plan import make_plan
+from planner.validate.compare import points
+from planner.validate.job import Job, RankResult, as_document
+from planner.validate.worker import read_spec
+from tests.real.harness import run_ranks
+from tests.real.whole_plans import SCALARS_BYTES, Case, differences, document
 
 pytestmark = pytest.mark.real
 
@@ -102,3 +111,20 @@ def found(tmp_path_factory):
 @pytest.mark.parametrize("name", CASES)
 def test_a_plan_is_what_deepspeed_allocates(found, name):
     assert not found[name], "\n".join(found[name])
+
+
+def test_two_ranks_that_exchange_tokens(tmp_path):
+    text = yaml.safe_dump(document(CASES["mixtral, zero-1, ep 2"]))
+    job = Job(spec=text, folder=str(tmp_path), num_ranks=2)
+    told = run_ranks(Path(__file__).with_name("worker_plan.py"), [as_document(job)], ranks=2)
+    results = [RankResult.read(rank[0]) for rank in told]
+    assert [result.failure for result in results] == [None, None]
+    many = points(make_plan(read_spec(job), every_rank=True), results)
+    assert {point.rank for point in many} == {0, 1}
+    wrong = [
+        f"rank {point.rank} {point.phase} {point.quantity}: planned {point.predicted_bytes:,}, "
+        f"measured {point.measured_bytes:,}"
+        for point in many
+        if abs(point.error_bytes) > SCALARS_BYTES + KEPT_BYTES
+    ]
+    assert not wrong, "\n".join(wrong)

@@ -9,11 +9,24 @@ from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.module_inject import auto_ep, auto_ep_layer
+from deepspeed.module_inject import auto_ep_layer
 from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from planner.validate.ledger import Ledger
+
+WITHOUT_RECORDERS = {
+    "preset_model": "deepseek_v3",
+    "num_experts_attr": "num_experts",
+    "has_shared_experts": False,
+    "score_func": "softmax",
+    "route_norm": True,
+}
+"""A preset that leaves transformers' recorders of router logits alone, told to route as Qwen3 does.
+
+qwen3_moe's own calls their registry with a default (auto_ep_presets/base.py:326 of DeepSpeed
+0.19.8), which that of transformers 5.23 does not take.
+"""
 
 
 def build(case: dict[str, Any]) -> AutoEPMoELayer:
@@ -44,21 +57,12 @@ def build(case: dict[str, Any]) -> AutoEPMoELayer:
             "expert_parallel": {
                 "enabled": True,
                 "autoep_size": case["ep"],
-                "preset_model": "qwen3_moe",
+                **WITHOUT_RECORDERS,
                 "use_grouped_mm": False,
             },
         },
     )
     return next(m for m in engine.module.modules() if isinstance(m, AutoEPMoELayer))
-
-
-def leave_recorders() -> None:
-    """Keep AutoEP 0.19.8 from transformers' recorders of router logits.
-
-    It calls their registry with a default (auto_ep_presets/base.py:326), which that of
-    transformers 5.23 does not take.
-    """
-    auto_ep.AutoEP._retarget_transformers_output_recorders = lambda *_: None
 
 
 def let_go_after_exchange() -> None:
@@ -116,7 +120,6 @@ def main() -> None:
     case = json.loads(sys.argv[1])
     gc.freeze()  # readings collect garbage: what the imports made need not be seen
     deepspeed.init_distributed("gloo")
-    leave_recorders()
     let_go_after_exchange()
     layer = build(case)
     arrived: list[tuple[int, list[int]]] = []

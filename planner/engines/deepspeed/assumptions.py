@@ -13,8 +13,11 @@ from planner.spec.training import Training
 UNTESTED_OPTIMIZERS = ("sgd", "adamw_8bit")
 """Not in ZERO_SUPPORTED_OPTIMIZERS (runtime/zero/utils.py:45)."""
 
-RECORDING_FAMILIES = ("mixtral", "qwen3_moe")
-"""AutoEP asks their output recorders for a default, which transformers 5.23 no longer allows."""
+RECORDING_FAMILIES = {"mixtral": "num_local_experts", "qwen3_moe": "num_experts"}
+"""And their key for the number of experts.
+
+AutoEP asks their output recorders for a default, which transformers 5.23 no longer allows.
+"""
 
 _WEIGHTS = 3
 
@@ -127,8 +130,11 @@ def _experts(
         )
     if holder == "autoep" and model.family in RECORDING_FAMILIES:
         yield (
-            f"experts: AutoEP of 0.19.8 fails on transformers 5.23's {model.family} "
-            "(module_inject/auto_ep_presets/base.py:326); an older transformers trains it"
+            f"experts: AutoEP of 0.19.8 fails on transformers 5.23's {model.family} with its own "
+            "preset (module_inject/auto_ep_presets/base.py:326); expert_parallel with "
+            f"preset_model: deepseek_v3, num_experts_attr: {RECORDING_FAMILIES[model.family]}, "
+            "has_shared_experts: false, score_func: softmax and route_norm: true trains it, with "
+            "DeepSpeed's own optimizer"
         )
     if holder == "moe":
         cut = cut_style(layout, training) == "megatron" and layout.tp > 1
