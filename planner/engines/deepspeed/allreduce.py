@@ -19,23 +19,34 @@ class Accumulated:
     sizes: tuple[int, ...]
     """Bytes of each parameter's gradient."""
     micro_step: int = 0
+    stay: bool = False
+    """A step leaves them, zeroed, for the next one to add to."""
+    _there: bool = False
+
+    def adds(self, micro_step: int) -> bool:
+        """Whether a micro-step finds gradients to add to."""
+        return micro_step > 0 or self._there
 
     def arrive(self, timeline: Timeline, parameter: int) -> None:
         """Keep the gradient, or add it to the one that is there."""
         size = self.sizes[parameter]
         timeline.add(Term.GRADIENTS, size)
-        if self.micro_step:
+        if self.adds(self.micro_step):
             timeline.add(Term.GRADIENTS, -size)
 
     def free(self, timeline: Timeline) -> None:
-        """Free all gradients at the end of a step."""
+        """Free all gradients at the end of a step, unless they stay."""
+        self._there = self.stay
+        if self.stay:
+            return
         timeline.add(Term.GRADIENTS, -sum(self.sizes))
 
 
-def accumulated(setup: Setup) -> Accumulated:
+def accumulated(setup: Setup, *, stay: bool = False) -> Accumulated:
     """Gradients in the model's dtype."""
     size = SIZES[setup.training.precision]
-    return Accumulated(sizes=tuple(parameter.numel * size for parameter in setup.parameters))
+    sizes = tuple(parameter.numel * size for parameter in setup.parameters)
+    return Accumulated(sizes=sizes, stay=stay)
 
 
 def allreduce_bytes(numels: Sequence[int], element_bytes: int, communication_bytes: int) -> int:

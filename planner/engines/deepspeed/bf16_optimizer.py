@@ -13,6 +13,7 @@ from planner.engines.deepspeed.dtypes import FP32_BYTES, sizes
 from planner.engines.deepspeed.notes import Note
 from planner.engines.deepspeed.optimizers import state_bytes, temporary_bytes
 from planner.engines.deepspeed.partition import Partition, partition
+from planner.engines.deepspeed.releases import leaves_bf16_gradients
 from planner.engines.deepspeed.state_notes import bf16_notes
 from planner.engines.deepspeed.strategy import Setup
 from planner.memory.terms import Term
@@ -66,8 +67,8 @@ class BF16Optimizer:
         """Parameters stay whole."""
 
     def rhythm(self, micro_step: int) -> Hashable:
-        """The first micro-step's gradients stay; the last one reduces."""
-        return micro_step == 0, micro_step == self.setup.micro_steps - 1
+        """Gradients are kept if there are none yet; the last micro-step reduces."""
+        return self.gradients.adds(micro_step), micro_step == self.setup.micro_steps - 1
 
     def is_even(self) -> bool:
         """Each gradient is on its own."""
@@ -150,5 +151,8 @@ def bf16_optimizer(setup: Setup) -> BF16Optimizer:
             allreduce_bytes(numels, size.accumulation, size.communication)
             for numels in (dense, experts)
         ),
-        gradients=accumulated(setup),
+        gradients=accumulated(
+            setup,
+            stay=setup.layout.zero_stage == 0 and leaves_bf16_gradients(setup.deepspeed.version),
+        ),
     )

@@ -46,6 +46,24 @@ def accumulates_bf16_in_fp32(version: str) -> bool:
     return release(version) < (0, 17, 6)
 
 
+def leaves_bf16_gradients(version: str) -> bool:
+    """bf16 gradients without ZeRO are zeroed, not freed (up to 0.18.5) [run].
+
+    The engine did not call ``zero_grad`` (runtime/engine.py:2299-2304 of 0.16.9); it does now
+    (3523-3528).
+    """
+    return release(version) < (0, 18, 6)
+
+
+def gathers_one_in_one_buffer(version: str) -> bool:
+    """A parameter gathered on its own stays in the buffer of the gathering [run].
+
+    Source: zero/partition_parameters.py:2132-2158. Up to 0.18.4 it was copied out of it (1902 and
+    1952 of 0.16.9).
+    """
+    return release(version) >= (0, 18, 5)
+
+
 def routes_densely(version: str) -> bool:
     """DeepSpeed's MoE layer routes with tensors of tokens x experts x capacity (up to 0.19.3)."""
     return release(version) < (0, 19, 4)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from planner.engines.deepspeed.dtypes import Sizes, sizes
 from planner.engines.deepspeed.notes import Note
+from planner.engines.deepspeed.releases import gathers_one_in_one_buffer
 from planner.engines.deepspeed.strategy import Setup
 from planner.engines.deepspeed.zero3_coordinator import Coordinator, Saves
 from planner.engines.deepspeed.zero3_gather import Gathers
@@ -73,7 +74,13 @@ class ZeroThree:
             bucket_numel=zero.reduce_bucket_size if zero.contiguous_gradients else 0,
             offloads=self.optimizer.offloads,
         )
-        register_hooks(timeline, layout, sizes_, from_host=host)
+        register_hooks(
+            timeline,
+            layout,
+            sizes_,
+            from_host=host,
+            copied=not gathers_one_in_one_buffer(setup.deepspeed.version),
+        )
 
     def begin_forward(self, timeline: Timeline, micro_step: int) -> None:
         """The coordinator starts over (parameter_offload.py:303-306)."""

@@ -78,14 +78,16 @@ def make_buffers(
 
 
 def register_hooks(
-    timeline: Timeline, layout: Partitions, sizes: Sizes, *, from_host: bool
+    timeline: Timeline, layout: Partitions, sizes: Sizes, *, from_host: bool, copied: bool
 ) -> None:
     """Every parameter is gathered once, to hang a hook on it (1501-1531).
 
     A partition that lies on the host is brought to the device for it
-    (partition_parameters.py:2142-2148).
+    (partition_parameters.py:2142-2148). ``copied``: out of the buffer of the gathering, into which
+    a partition goes from wherever it lies.
     """
     numels = [
-        piece.padded_numel + (piece.partition_numel if from_host else 0) for piece in layout.pieces
+        piece.padded_numel + (piece.numel if copied else piece.partition_numel if from_host else 0)
+        for piece in layout.pieces
     ]
     timeline.spike(Term.INIT_COPIES, max(numels, default=0) * sizes.model)
