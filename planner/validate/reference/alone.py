@@ -22,20 +22,23 @@ def know_shapes(engine: Any, setting: Setting) -> None:
         setting.model.hidden_size,
     ]
 
-    told = _cut(shape, tensor)
-    engine.pipe_partition_input_meta_cache = told
-    engine.grad_partition_grad_layer_meta_cache = told
-    engine.pipe_partition_grad_meta_cache = told
+    messages = [(shape, setting.dtype)]
+    if engine.is_pipe_partitioned:
+        told = _cut(shape, tensor)
+        engine.pipe_partition_input_meta_cache = told
+        engine.grad_partition_grad_layer_meta_cache = told
+        engine.pipe_partition_grad_meta_cache = told
+        share = [prod(shape) // tensor.size]
+        messages = [(list(told.shape), told.dtype), (share, setting.dtype)]
 
     def receive(self: Any, send_stage: int) -> torch.Tensor | tuple[torch.Tensor, ...]:
         del send_stage
         torch.empty(TENSOR_META_SIZE, dtype=torch.int32, device=self.device)
-        if not self.is_pipe_partitioned:
-            return self._allocate_or_extend_buffers(0, shape, setting.dtype)
-        return (
-            self._allocate_or_extend_buffers(0, list(told.shape), told.dtype),
-            self._allocate_or_extend_buffers(1, [prod(shape) // tensor.size], setting.dtype),
-        )
+        buffers = [
+            self._allocate_or_extend_buffers(place, *message)
+            for place, message in enumerate(messages)
+        ]
+        return tuple(buffers) if len(buffers) > 1 else buffers[0]
 
     engine._recv_tensor_meta = MethodType(receive, engine)
 
