@@ -199,6 +199,16 @@ def test_what_a_pipeline_recomputes_is_said(pipeline, recompute, message):
     assert not limits(alone)
 
 
+def test_reference_layers_run_experts_by_deepspeeds_layer_alone():
+    cluster = Cluster(nodes=1, devices_per_node=4, device=DEVICE)
+    training = replace(HF, implementation="reference")
+    native = Case(SPARSE, cluster, training, Layout(dp=4), DeepSpeed(expert_engine="moe"))
+    messages = [str(limit) for limit in limits(native._replace(deepspeed=DeepSpeed()))]
+    assert len(messages) == 1
+    assert messages[0].endswith("write expert_engine: moe")
+    assert not limits(native)
+
+
 def test_the_wrong_number_of_devices():
     cluster = Cluster(nodes=2, devices_per_node=8, device=DEVICE)
     found = refusals(

@@ -124,6 +124,9 @@ def _reference(case: Case) -> Iterator[Refusal]:
         if getattr(case.training, key) in {"fused", "chunked", "flash"}:
             value = getattr(case.training, key)
             yield _unknown(f"training.{key}", f"{value} in the reference layers", use)
+    if case.num_experts and expert_holder(case.layout, case.deepspeed) != "moe":
+        what = "what runs experts in the reference layers beside DeepSpeed's MoE layer"
+        yield _unknown("deepspeed.expert_engine", what, "write expert_engine: moe")
     parts = sorted(_beyond_reference(case.model))
     if parts:
         yield _unknown("model", f"{', '.join(parts)} in the reference layers", use)
