@@ -1,7 +1,7 @@
 """Run the suite and write its table: ``python experiments/003-cpu-suite/run.py``.
 
 What is recorded in results/ for the same file and releases is not run again; ``--report`` only
-plans the recorded cases again and writes results.md.
+plans the recorded cases again and writes the README's results.
 """
 
 import sys

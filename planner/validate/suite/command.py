@@ -11,12 +11,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from planner.validate.launch.environment import extensions_folder
+from planner.validate.record import write_text
 from planner.validate.suite.beside import beside
 from planner.validate.suite.case import Case
 from planner.validate.suite.measure import measure, pending, release_of
 from planner.validate.suite.records import Measured, append, read, rewrite
 from planner.validate.suite.table import Causes, table
 
+RESULTS = "## Results\n"
+"""Where the part of an experiment's README begins that is written by the command."""
+ALL = "1/1"
 PACKAGES = ("torch", "deepspeed", "transformers")
 
 
@@ -60,16 +64,14 @@ def main(suite: Suite, *, say: Say) -> int:
 
 
 def report(suite: Suite) -> None:
-    """Plan every recorded case again and write ``results.md``."""
-    parts = [f"Written by `python {suite.folder.parent.name}/{suite.folder.name}/run.py --report`."]
+    """Plan every recorded case again and write the README's results."""
+    path = suite.folder / "README.md"
+    head, _, _ = path.read_text(encoding="utf-8").partition(RESULTS)
+    parts = [f"{RESULTS}\nWritten by `run.py --report`."]
     for release in suite.releases:
-        known = read(suite.records(release))
-        rewrite(suite.records(release), [known[c.name] for c in suite.cases if c.name in known])
-        parts += [
-            f"## DeepSpeed {release}",
-            table(beside(suite.cases, known, release), suite.causes),
-        ]
-    (suite.folder / "results.md").write_text("\n\n".join(["# Results", *parts]), encoding="utf-8")
+        rows = beside(suite.cases, read(suite.records(release)), release)
+        parts += [f"### DeepSpeed {release}", table(rows, suite.causes).rstrip("\n")]
+    write_text(path, head + "\n\n".join(parts) + "\n")
 
 
 def _run(suite: Suite, asked: Namespace, say: Say) -> int:
@@ -94,6 +96,9 @@ def _run(suite: Suite, asked: Namespace, say: Say) -> int:
             append(path, measured)
             failed |= not measured.ended
             say(f"{number}/{len(todo)} {case.name}: {_told(measured)}")
+    if asked.shard == ALL:
+        known = read(path)
+        rewrite(path, [known[case.name] for case in suite.cases if case.name in known])
     return int(failed)
 
 
@@ -120,7 +125,7 @@ def _run_under(python: str) -> None:
 def _parser(suite: Suite) -> ArgumentParser:
     parser = ArgumentParser(description=f"Run {suite.folder.name}; what is recorded is kept.")
     parser.add_argument("--only", default="*", metavar="PATTERN", help="names of cases, as a glob")
-    parser.add_argument("--shard", default="1/1", metavar="I/N", help="every Nth case from the Ith")
+    parser.add_argument("--shard", default=ALL, metavar="I/N", help="every Nth case from the Ith")
     parser.add_argument("--python", metavar="PATH", help="an interpreter with another DeepSpeed")
     parser.add_argument("--processes", type=int, default=2, help="ranks at a time (default 2)")
     parser.add_argument("--nice", type=int, default=10, help="how polite to be (default 10)")
