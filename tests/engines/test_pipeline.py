@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.activations.tape import LayerTape, Mark, Segment
-from planner.engines.deepspeed.pipeline import META_BYTES, PipelineWalk, pipeline_walk
+from planner.engines.deepspeed.exchange import META_BYTES
+from planner.engines.deepspeed.pipeline import PipelineWalk, pipeline_walk
 from planner.engines.deepspeed.zero12 import zero12
 from planner.layout.schedule import instructions
 from planner.layout.stage import LocalLayer, LocalParameter, Stage
