@@ -38,8 +38,8 @@ class Training:
     """weight_decay: biases and norms in a group of their own, as Hugging Face's Trainer makes."""
     recompute: Recompute = "none"
     implementation: ActivationCode = "hf"
-    """Whose layers run. hf: transformers' (tensor parallelism: AutoTP); megatron: Megatron-LM's fused
-    kernels; reference: the planner's own plain ones, which `planner validate` trains where
+    """Whose layers run. hf: transformers' (tensor parallelism: AutoTP); megatron: Megatron-LM's
+    fused kernels; reference: the planner's own plain ones, which `planner validate` trains where
     transformers' code cannot run: in pipelines, with selective recomputation, cut by hand."""
     sequence_parallel: bool = False
     """Megatron's: between its branches a layer's tokens are cut over the tensor-parallel ranks."""
