@@ -1,14 +1,17 @@
 """Tables of predictions beside published measurements: ``python experiments/004-published/run.py``.
 
 Writes results.md beside itself: scores by framework, grade and quantity, scores by cluster, and the
-verdicts on runs that fitted or did not. A minute; no torch, no GPU.
+verdicts on runs that fitted or did not; and scatter.png. Two minutes; no torch, no GPU.
 """
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from plot import scatter
+
 from planner.accuracy.compare import Compared, compare, decide
 from planner.accuracy.entries import read_entries
+from planner.accuracy.predict import MEANT_TO_HOLD
 from planner.accuracy.scores import Fits, Score, count_fits, grouped
 
 HERE = Path(__file__).parent
@@ -22,11 +25,26 @@ def main() -> None:
     parts = [
         "# Results",
         "Written by `python experiments/004-published/run.py`.",
+        _bands(known),
         _table("framework, quantity, grade", rows, _kind),
         _table("cluster, quantity", known, _cluster),
         _verdicts(count_fits(decide(read_entries(HERE / "fits.yaml")))),
     ]
+    scatter(rows, HERE / "scatter.png")
     (HERE / "results.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _bands(known: Sequence[Compared]) -> str:
+    """What bands are meant to hold, and what they do on runs whose configuration is known."""
+    plain = [row for row in known if row.entry.completeness == "A" and not row.entry.toy]
+    told = [
+        f"Bands are meant to hold {100 * MEANT_TO_HOLD:.0f} % of what was measured. Grade A holds"
+    ]
+    told += [
+        f"{100 * (each.inside or 0):.0f} % of {each.num_supported} ({each.name}),"
+        for each in grouped(plain, lambda row: row.measured.quantity)
+    ]
+    return " ".join(told).rstrip(",") + "."
 
 
 def _verdicts(fits: Fits) -> str:
