@@ -113,6 +113,16 @@ def test_a_plan_is_what_deepspeed_allocates(found, name):
     assert not found[name], "\n".join(found[name])
 
 
+def test_transformers_experts_are_not_taken_for_deepspeeds():
+    spec = document(CASES["mixtral, zero-1, ep 2"])
+    spec["training"]["implementation"] = "hf"
+    job = Job(spec=yaml.safe_dump(spec), folder="", num_ranks=2, collectives="fake")
+    (told,) = run_ranks(Path(__file__).with_name("worker_plan.py"), [as_document(job)], ranks=1)
+    failure = RankResult.read(told[0]).failure
+    assert failure is not None
+    assert "training.implementation: reference" in failure.message
+
+
 def test_two_ranks_that_exchange_tokens(tmp_path):
     text = yaml.safe_dump(document(CASES["mixtral, zero-1, ep 2"]))
     job = Job(spec=text, folder=str(tmp_path), num_ranks=2)

@@ -14,8 +14,10 @@ import transformers
 from deepspeed.accelerator import get_accelerator
 
 from planner.errors import LaunchError
+from planner.layout.experts import expert_holder
 from planner.layout.ranks import coordinates
-from planner.model.load import read_configuration
+from planner.model.description import Moe
+from planner.model.load import load_model, read_configuration
 from planner.spec.load import Spec
 from planner.validate.train import Phase
 from planner.validate.train.loop import Loop
@@ -34,6 +36,17 @@ class HuggingFace:
     rank: int
     seed: int
     _loop: Loop | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        """LaunchError for experts that transformers' own model does not run."""
+        spec = self.spec
+        blocks = load_model(spec.model, folder=spec.folder).blocks
+        sparse = any(isinstance(placed.layer.mlp, Moe) for placed in blocks)
+        if sparse and expert_holder(spec.fixed_layout, spec.deepspeed) != "model":
+            raise LaunchError(
+                f"{spec.at('layout')}: experts of DeepSpeed's own layers are validated with "
+                "training.implementation: reference and deepspeed.expert_engine: moe"
+            )
 
     def initialise(self) -> Any:
         """Make the model (under ZeRO-3 partitioned as it is made), the optimizer, the engine."""
