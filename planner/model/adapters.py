@@ -92,9 +92,21 @@ def _layer(layer: Layer, tuning: Tuning, *, turned: bool) -> Layer:
         parameters.append(
             replace(parameter, trained=parameter.component in tuning.trained, stored=base)
         )
+        if parameter.component in tuning.trained:
+            parameters.append(_original(parameter))
         if _has_adapter(parameter, tuning.targets):
             parameters += _adapter(parameter, tuning, turned=turned)
     return replace(layer, parameters=tuple(parameters))
+
+
+def _original(parameter: Parameter) -> Parameter:
+    """What is trained whole is a copy: peft keeps the module it was copied from.
+
+    Source: peft 0.13, utils/other.py (``ModulesToSaveWrapper``).
+    """
+    module, _, leaf = parameter.name.rpartition(".")
+    name = f"{module}.original_module.{leaf}" if module else f"original_module.{leaf}"
+    return replace(parameter, name=name, component="adapter", trained=False)
 
 
 def _is_matrix(parameter: Parameter) -> bool:

@@ -21,6 +21,17 @@ def test_mistral_has_thirteen_million_adapter_parameters():
     assert sum(p.numel for p in made.parameters() if not p.trained) == model.num_parameters
 
 
+def test_what_is_trained_whole_is_there_twice():
+    """``modules_to_save`` of peft: the embedding and the head, each beside its original."""
+    model = load_model("mistral-7b-v0.1", folder=Path())
+    ends = frozenset({"embedding", "head"})
+    made = tuned(model, Tuning(rank=16, targets=ATTENTION, trained=ends))
+    frozen = sum(p.numel for p in made.parameters() if not p.trained)
+    trained = sum(p.numel for p in made.parameters() if p.trained)
+    assert trained == 13_631_488 + 2 * 32000 * 4096
+    assert frozen == model.num_parameters
+
+
 def test_layers_that_are_one_object_stay_so():
     made = tuned(load_model("tinyllama-1.1b", folder=Path()), Tuning(rank=8, targets=ATTENTION))
     assert len({id(placed.layer) for placed in made.blocks}) == 1
