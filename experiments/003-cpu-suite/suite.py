@@ -108,6 +108,7 @@ TRAINING: Keys = {"sequence_length": 32, "micro_batch_size": 2, "optimizer_kerne
 ZERO: Keys = {"reduce_bucket_size": 500_000}
 MICRO_STEPS = 3
 STAGES = (0, 1, 2, 3)
+REAL: Keys = {"collectives": "real"}
 
 
 def case(
@@ -287,11 +288,11 @@ def uneven() -> Iterator[Case]:
 
 
 def tensors() -> Iterator[Case]:
-    """AutoTP, and the reference transformer cut as Megatron-LM cuts."""
+    """AutoTP, whose ranks compare their data, and the reference cut as Megatron-LM cuts."""
     for stage in STAGES:
-        yield case(f"tp/autotp, zero-{stage}", tp=2, zero_stage=stage)
+        yield case(f"tp/autotp, zero-{stage}", tp=2, zero_stage=stage, how=REAL)
     for stage in (1, 2):
-        yield case(f"tp/autotp x dp, zero-{stage}", devices=4, tp=2, zero_stage=stage)
+        yield case(f"tp/autotp x dp, zero-{stage}", devices=4, tp=2, zero_stage=stage, how=REAL)
         yield case(
             f"tp/reference x dp, zero-{stage}",
             devices=4,
@@ -299,9 +300,11 @@ def tensors() -> Iterator[Case]:
             zero_stage=stage,
             training={"implementation": "reference"},
         )
-    yield case("tp/autotp qwen3, zero-1", tp=2, zero_stage=1, model=FAMILIES["qwen3"])
+    yield case("tp/autotp qwen3, zero-1", tp=2, zero_stage=1, model=FAMILIES["qwen3"], how=REAL)
     full = {"recompute": "full"} | micro_steps(devices=1)
-    yield case("tp/autotp recompute, micro-steps, zero-2", tp=2, zero_stage=2, training=full)
+    yield case(
+        "tp/autotp recompute, micro-steps, zero-2", tp=2, zero_stage=2, training=full, how=REAL
+    )
 
 
 WHOLE = {"pipe_partitioned": False, "grad_partitioned": False}
@@ -361,13 +364,12 @@ def reference() -> Iterator[Case]:
 
 def really() -> Iterator[Case]:
     """Collectives that are real: gloo carries them from rank to rank."""
-    real: Keys = {"collectives": "real"}
     for stage in STAGES:
-        yield case(f"gloo/zero-{stage}", zero_stage=stage, how=real)
-    yield case("gloo/zero-2, micro-steps", zero_stage=2, training=micro_steps(), how=real)
-    yield case("gloo/autotp, zero-1", tp=2, zero_stage=1, how=real)
+        yield case(f"gloo/zero-{stage}", zero_stage=stage, how=REAL)
+    yield case("gloo/zero-2, micro-steps", zero_stage=2, training=micro_steps(), how=REAL)
+    yield case("gloo/autotp, zero-1", tp=2, zero_stage=1, how=REAL)
     keys: Keys = {"implementation": "reference"} | micro_steps(1, 4)
-    yield case("gloo/pp 2, zero-1", pp=2, zero_stage=1, training=keys, how=real)
+    yield case("gloo/pp 2, zero-1", pp=2, zero_stage=1, training=keys, how=REAL)
 
 
 FREE: tuple[Case, ...] = (
@@ -393,7 +395,7 @@ EDGES = (
     "uneven/3 ranks, zero-2",
     "knob/overlap, zero-2",
     "tied/zero-1",
-    "tp/autotp, zero-1",
+    "tp/reference x dp, zero-1",
     "pp/2, zero-1",
     "pp/2 tied, zero-1",
     "reference/full recompute, zero-2",
@@ -417,5 +419,12 @@ def edges() -> Iterator[Case]:
 CASES: tuple[Case, ...] = (*FREE, *edges())
 """All of the suite."""
 
-CAUSES: dict[str, str] = {}
+SKIPPED = (
+    "the run skipped every step (OVERFLOW in its log): what collectives that return at once leave "
+    "in a gradient was not finite, so the optimizer made no states"
+)
+CAUSES: dict[str, str] = {
+    "family/mixtral, zero-3 *": SKIPPED,
+    "uneven/*3 ranks, zero-3 *": SKIPPED,
+}
 """Why a point is further off than 0.2 %, by a pattern of ``case phase``."""
