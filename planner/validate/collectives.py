@@ -2,7 +2,7 @@
 
 gloo's threads hold on to the tensors of a collective for a moment after it is done, so that memory
 would depend on who is faster. A collective here returns when they have let go; those that run on
-are watched when they are waited for. Fake collectives return at once, with what was in the buffers.
+are watched when they are waited for. Fake collectives return at once.
 """
 
 import time
@@ -55,19 +55,36 @@ def settled_collectives() -> Iterator[None]:
 
 
 @contextmanager
-def copies_of_gloo() -> Iterator[None]:
-    """Inside, a reduce-scatter works in a copy of what it is given, as gloo's does."""
-    method = torch.distributed.reduce_scatter_tensor
+def agreeing_fakes() -> Iterator[None]:
+    """Inside, fake collectives answer as if all ranks sent the same; copies are those of gloo.
 
-    def copied(output: Any, input: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: A002 - torch's
+    torch's own leave their outputs as they were made, in which gradients may overflow. gloo
+    reduces and scatters in a copy of what it is given.
+    """
+    names = ("all_gather_into_tensor", "reduce_scatter_tensor")
+    gather, scatter = methods = [getattr(torch.distributed, name) for name in names]
+
+    def gathered(output_tensor: Any, input_tensor: Any, **options: Any) -> Any:
+        work = gather(output_tensor, input_tensor, **options)
+        for part in output_tensor.view(-1, input_tensor.numel()):
+            if part.data_ptr() != input_tensor.data_ptr():  # ZeRO-3 gathers into what it sends from
+                part.copy_(input_tensor.view(-1))
+        return work
+
+    def scattered(output_tensor: Any, input: Any, **options: Any) -> Any:  # noqa: A002 - torch's
         input.clone()
-        return method(output, input, *args, **kwargs)
+        work = scatter(output_tensor, input, **options)
+        output_tensor.view(-1).copy_(input.view(-1)[: output_tensor.numel()])
+        return work
 
-    torch.distributed.reduce_scatter_tensor = copied
+    fakes: tuple[Any, Any] = (gathered, scattered)
+    for name, method in zip(names, fakes, strict=True):
+        setattr(torch.distributed, name, method)
     try:
         yield
     finally:
-        torch.distributed.reduce_scatter_tensor = method
+        for name, method in zip(names, methods, strict=True):
+            setattr(torch.distributed, name, method)
 
 
 def _settled(collective: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,7 +6,7 @@ import os
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -56,10 +56,11 @@ def preload() -> None:
         "planner.validate.meter",
         "planner.validate.train.huggingface",
         "planner.plan",
-        "deepspeed.runtime.zero.muon.muon_optimizer",
         "torch._dynamo",
     ):
         import_module(name)
+    with suppress(ModuleNotFoundError):  # 0.16.9 has no Muon
+        import_module("deepspeed.runtime.zero.muon.muon_optimizer")
     gc.freeze()
 
 
@@ -146,7 +147,7 @@ def _joined(job: Job, place: Place) -> Iterator[None]:
     from deepspeed.comm import comm
     from deepspeed.utils import groups
 
-    from planner.validate.collectives import copies_of_gloo, join_fakes, settled_collectives
+    from planner.validate.collectives import agreeing_fakes, join_fakes, settled_collectives
 
     globals_before = [(module, _globals(module)) for module in (comm, groups)]
     if job.accelerator != "cuda":
@@ -155,7 +156,8 @@ def _joined(job: Job, place: Place) -> Iterator[None]:
     fake = job.collectives == "fake"
     repeatable: AbstractContextManager[None] = nullcontext()
     if fake:
-        repeatable = copies_of_gloo()
+        if job.accelerator == "cpu":
+            repeatable = agreeing_fakes()
         join_fakes(rank=place.rank, num_ranks=job.num_ranks)
     elif job.accelerator == "cpu":
         repeatable = settled_collectives()

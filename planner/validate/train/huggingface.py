@@ -53,8 +53,11 @@ class HuggingFace:
         training = self.spec.training
         config = _configuration(self.spec)
         keys = settings(self.spec, hidden_size=config.get_text_config().hidden_size)
+        kind = _model_class(config, self.spec)  # zero.Init spoils classes that are made under it
         with _initialiser(self.spec, keys):
-            model = _build(config, self.spec)
+            model = kind.from_config(
+                config, dtype=dtype_of(self.spec), attn_implementation=training.attention
+            )
         model.train()
         if training.recompute == "full":
             model.gradient_checkpointing_enable()
@@ -123,11 +126,11 @@ def _initialiser(spec: Spec, keys: dict[str, Any]) -> AbstractContextManager[Any
     return partitioning
 
 
-def _build(config: Any, spec: Spec) -> Any:
+def _model_class(config: Any, spec: Spec) -> Any:
+    """The automatic class for models of this kind, with the modules that it builds imported."""
     kinds = (transformers.AutoModelForCausalLM, transformers.AutoModelForMaskedLM)
     for kind in kinds:
         if type(config) in kind._model_mapping:
-            return kind.from_config(
-                config, dtype=dtype_of(spec), attn_implementation=spec.training.attention
-            )
+            assert kind._model_mapping[type(config)]  # imports it
+            return kind
     raise LaunchError(f"{spec.at('model')}: {type(config).__name__} is no language model")
