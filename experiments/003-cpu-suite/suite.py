@@ -423,7 +423,12 @@ SKIPPED = (
     "the run skipped every step (OVERFLOW in its log): what collectives that return at once leave "
     "in a gradient was not finite, so the optimizer made no states"
 )
+ON_HOST = (
+    "on a CPU rank host and device are one memory: the gradients that are offloaded are booked with "
+    "the device's, the plan counts them for the host"
+)
 CAUSES: dict[str, str] = {
+    "offload/optimizer, *": ON_HOST,
     "family/mixtral, zero-3 *": SKIPPED,
     "uneven/*3 ranks, zero-3 *": SKIPPED,
 }
