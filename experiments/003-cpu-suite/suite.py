@@ -179,7 +179,15 @@ def families() -> Iterator[Case]:
     """Other models than llama."""
     for (name, keys), stage in product(FAMILIES.items(), (1, 3)):
         training = {"attention": "eager"} if name == "bloom" else {}
-        yield case(f"family/{name}, zero-{stage}", zero_stage=stage, model=keys, training=training)
+        # What fakes leave in the experts' gradients overflows, and the step is skipped.
+        how = REAL if (name, stage) == ("mixtral", 3) else {}
+        yield case(
+            f"family/{name}, zero-{stage}",
+            zero_stage=stage,
+            model=keys,
+            training=training,
+            how=how,
+        )
 
 
 PARTITION_KNOBS: dict[str, Keys] = {
@@ -424,7 +432,7 @@ SKIPPED = (
     "in a gradient was not finite, so the optimizer made no states"
 )
 ON_HOST = (
-    "on a CPU rank host and device are one memory: the gradients that are offloaded are booked with "
+    "on a CPU rank host and device are one memory: offloaded gradients are booked with "
     "the device's, the plan counts them for the host"
 )
 CAUSES: dict[str, str] = {
