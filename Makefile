@@ -29,7 +29,7 @@ unit: $(VENV)/.ci
 	pytest -m "not real and not ray and not gpu" -n 2 -q
 
 real: $(VENV)/.ci
-	pytest -m "(real or ray) and not gpu" -q tests
+	pytest -m "(real or ray) and not gpu" -n 2 --dist loadfile -q tests
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
