@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from planner.errors import RehearsalError
 from planner.rehearse.device import NAME
+from planner.validate.replaced import replaced
 
 aten = torch.ops.aten
 
@@ -161,7 +162,7 @@ def _movable() -> Iterator[None]:
             kwargs["device_for_backend_keys"] = torch.device(NAME)
         return make(kind, *args, **kwargs)
 
-    with replaced(torch.Tensor, "_make_subclass", staticmethod(alike)):
+    with replaced(torch.Tensor, _make_subclass=staticmethod(alike)):
         yield
 
 
@@ -171,30 +172,13 @@ def without_bytes() -> Iterator[None]:
     functional: Any = torch.nn.functional
     with ExitStack() as stack:
         # Names, not a function mode: autograd's nodes, which recompute, run without one.
-        for owner, name, value in (
-            (functional, "scaled_dot_product_attention", attention),
-            (torch, "tensor", tensor),
-            (partition_parameters, "_orig_torch_tensor", tensor),
-            (FakeTensor, "data", property(torch.Tensor.data.__get__, _set_data)),
-        ):
-            stack.enter_context(replaced(owner, name, value))
+        stack.enter_context(replaced(functional, scaled_dot_product_attention=attention))
+        stack.enter_context(replaced(torch, tensor=tensor))
+        stack.enter_context(replaced(partition_parameters, _orig_torch_tensor=tensor))
+        data = property(torch.Tensor.data.__get__, _set_data)
+        stack.enter_context(replaced(FakeTensor, data=data))
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))
         stack.enter_context(_movable())
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(Answers())
         yield
-
-
-@contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Another value of an attribute, until the end of the ``with``."""
-    own = name in vars(owner)
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if own:
-            setattr(owner, name, before)
-        else:
-            delattr(owner, name)

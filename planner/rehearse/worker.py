@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from planner.validate.job import Job, Place, RankResult, Tell
+from planner.validate.replaced import replaced
 from planner.validate.worker import preload, run_rank
 
 
@@ -33,16 +34,19 @@ def _as_if_real() -> Iterator[None]:
     import transformers.utils.import_utils as probes
     from deepspeed import comm
 
-    from planner.rehearse.answers import replaced
-
     with ExitStack() as stack:
-        stack.enter_context(replaced(torch.nn.Module, "_apply", _apply))
-        stack.enter_context(replaced(torch.Tensor, "record_stream", lambda *_: None))
+        stack.enter_context(replaced(torch.nn.Module, _apply=_apply))
+        stack.enter_context(replaced(torch.Tensor, record_stream=lambda *_: None))
         # transformers would take a fake tensor for a compilation, and write out every mask.
-        stack.enter_context(replaced(probes, "is_fake_tensor", lambda _: False))
+        stack.enter_context(replaced(probes, is_fake_tensor=lambda _: False))
         for owner in (torch.distributed, comm):
-            stack.enter_context(replaced(owner, "all_gather_object", _same_everywhere))
-            stack.enter_context(replaced(owner, "broadcast_object_list", lambda *_, **__: None))
+            stack.enter_context(
+                replaced(
+                    owner,
+                    all_gather_object=_same_everywhere,
+                    broadcast_object_list=lambda *_, **__: None,
+                )
+            )
         yield
 
 

@@ -1,21 +1,23 @@
 """The process group of a rank on CPUs, made repeatable.
 
 gloo's threads hold on to the tensors of a collective for a moment after it is done, so that memory
-would depend on who is faster. A collective here returns when they have let go; those that run on
-are watched when they are waited for. Fake collectives return at once.
+would depend on who is faster. So gloo gets copies that nobody books, and what comes back is written
+where it belongs. Fake collectives return at once.
 """
 
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
 import torch
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from torch.utils._pytree import tree_iter
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-WATCHED = (
+from planner.validate.replaced import replaced
+
+COLLECTIVES = (
     "all_reduce",
     "all_gather",
     "all_gather_into_tensor",
@@ -28,8 +30,6 @@ WATCHED = (
     "reduce_scatter_tensor",
     "send",
 )
-PATIENCE_SECONDS = 0.2
-"""A tensor that somebody else keeps is not waited for any longer."""
 
 
 def join_fakes(*, rank: int, num_ranks: int) -> None:
@@ -43,15 +43,16 @@ def join_fakes(*, rank: int, num_ranks: int) -> None:
 
 @contextmanager
 def settled_collectives() -> Iterator[None]:
-    """Inside, collectives that are over hold nothing."""
-    methods = {name: getattr(torch.distributed, name) for name in WATCHED}
-    for name, method in methods.items():
-        setattr(torch.distributed, name, _settled(method))
-    try:
+    """Inside, collectives are over when they return, and hold nothing."""
+    methods = {name: _aside(getattr(torch.distributed, name)) for name in COLLECTIVES}
+    scatter = methods["reduce_scatter_tensor"]
+
+    def scattered(output: Any, input: Any, **options: Any) -> Any:  # noqa: A002 - torch's name
+        input.clone()  # gloo reduces in a copy
+        return scatter(output, input, **options)
+
+    with replaced(torch.distributed, **methods | {"reduce_scatter_tensor": scattered}):
         yield
-    finally:
-        for name, method in methods.items():
-            setattr(torch.distributed, name, method)
 
 
 @contextmanager
@@ -61,8 +62,8 @@ def agreeing_fakes() -> Iterator[None]:
     torch's own leave their outputs as they were made, in which gradients may overflow. gloo
     reduces and scatters in a copy of what it is given.
     """
-    names = ("all_gather_into_tensor", "reduce_scatter_tensor")
-    gather, scatter = methods = [getattr(torch.distributed, name) for name in names]
+    gather = torch.distributed.all_gather_into_tensor
+    scatter = torch.distributed.reduce_scatter_tensor
 
     def gathered(output_tensor: Any, input_tensor: Any, **options: Any) -> Any:
         work = gather(output_tensor, input_tensor, **options)
@@ -77,59 +78,34 @@ def agreeing_fakes() -> Iterator[None]:
         output_tensor.view(-1).copy_(input.view(-1)[: output_tensor.numel()])
         return work
 
-    fakes: tuple[Any, Any] = (gathered, scattered)
-    for name, method in zip(names, fakes, strict=True):
-        setattr(torch.distributed, name, method)
-    try:
+    with replaced(
+        torch.distributed, all_gather_into_tensor=gathered, reduce_scatter_tensor=scattered
+    ):
         yield
-    finally:
-        for name, method in zip(names, methods, strict=True):
-            setattr(torch.distributed, name, method)
 
 
-def _settled(collective: Callable[..., Any]) -> Callable[..., Any]:
-    def settled(*args: Any, **kwargs: Any) -> Any:
-        holders = _holders(args, kwargs)
-        work = collective(*args, **kwargs)
-        if work is not None:
-            return _Work(work, holders)
-        _settle(holders)
-        return None
+def _aside(collective: Callable[..., Any]) -> Callable[..., Any]:
+    """The same on copies; whoever would wait for it finds it done."""
 
-    return settled
+    def run(*args: Any, async_op: bool = False, **kwargs: Any) -> Any:
+        with _disable_current_modes(), torch.no_grad():
+            copies = tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
+            result = collective(*copies[0], **copies[1])
+            for own, copy in zip(tree_leaves((args, kwargs)), tree_leaves(copies), strict=True):
+                if isinstance(own, torch.Tensor):
+                    own.copy_(copy)
+        return Done() if async_op else result
 
-
-class _Work:
-    """A collective that runs on; what it is asked, the real one answers."""
-
-    def __init__(self, work: Any, holders: list[tuple[Any, int]]) -> None:
-        self._work, self._holders = work, holders
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._work, name)
-
-    def wait(self, *args: Any) -> Any:
-        """Wait until it is done, and forgotten."""
-        done = self._work.wait(*args)
-        holders, self._holders = self._holders, []
-        _settle(holders)
-        return done
+    return run
 
 
-def _holders(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple[Any, int]]:
-    """The storages of a call, and how many hold each beforehand."""
-    leaves = tree_iter((args, dict(kwargs)))
-    storages = [leaf.untyped_storage() for leaf in leaves if isinstance(leaf, torch.Tensor)]
-    return [(storage, _count(storage)) for storage in storages]
+class Done:
+    """A collective that is over."""
 
+    def wait(self, *_: Any) -> bool:
+        """There is nothing to wait for."""
+        return True
 
-def _count(storage: Any) -> int:
-    return int(torch._C._storage_Use_Count(storage._cdata))
-
-
-def _settle(holders: list[tuple[Any, int]]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while any(_count(storage) > count for storage, count in holders):
-        if time.monotonic() > deadline:
-            return
-        time.sleep(0.0005)
+    def is_completed(self) -> bool:
+        """Always."""
+        return True

@@ -17,6 +17,7 @@ from deepspeed.accelerator import get_accelerator
 from planner.validate.job import Reading, Tell
 from planner.validate.labels import Labels
 from planner.validate.ledger import Ledger
+from planner.validate.replaced import replaced
 
 
 class Meter(Protocol):
@@ -77,8 +78,8 @@ class LedgerMeter:
             "available_memory": lambda *_: self._total_bytes - self._books.now_bytes,
             "is_fp16_supported": lambda: True,  # it is slow on a CPU, but it works
         }
-        self._stack.enter_context(_replaced(get_accelerator(), answers))
-        self._stack.enter_context(_replaced(torch, {"isinf": _isinf}))
+        self._stack.enter_context(replaced(get_accelerator(), **answers))
+        self._stack.enter_context(replaced(torch, isinf=_isinf))
         self._stack.enter_context(self._ledger)
         return self
 
@@ -166,22 +167,6 @@ class CudaMeter:
 
     def watch(self, engine: Any) -> None:
         """The allocator has no names."""
-
-
-@contextmanager
-def _replaced(owner: Any, methods: dict[str, Callable[..., Any]]) -> Iterator[None]:
-    """Answer for an object, until the end of the ``with``."""
-    own = {name: vars(owner)[name] for name in methods if name in vars(owner)}
-    for name, method in methods.items():
-        setattr(owner, name, method)
-    try:
-        yield
-    finally:
-        for name in methods:
-            if name in own:
-                setattr(owner, name, own[name])
-            else:
-                delattr(owner, name)
 
 
 def _isinf(tensor: Any) -> Any:

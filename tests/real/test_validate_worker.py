@@ -50,9 +50,6 @@ def run(job, logs, *, target=run_rank, silence_seconds=120.0):
     return launcher.run(job, progress=lambda *_: None)
 
 
-LATE, LATE_SHARE = 2, 0.15
-
-
 @pytest.mark.parametrize("layout", [{"zero_stage": 2}, {"zero_stage": 3}, {"tp": 2}], ids=str)
 def test_gloo_ranks_allocate_what_is_planned(tmp_path, layout):
     job = make_job(tmp_path, layout=layout)
@@ -60,10 +57,7 @@ def test_gloo_ranks_allocate_what_is_planned(tmp_path, layout):
     assert [result.failure for result in results] == [None, None]
     many = points(make_plan(read_spec(job), every_rank=True), results)
     assert len(many) == 28
-    wrong = [point for point in many if abs(point.error_bytes) > UNNAMED_BYTES]
-    # gloo's own threads may hold a bucket a moment longer, beyond the end of a phase.
-    assert len(wrong) <= LATE, wrong
-    assert not [point for point in wrong if abs(point.relative_error) > LATE_SHARE], wrong
+    assert max(abs(point.error_bytes) for point in many) <= UNNAMED_BYTES
 
 
 @pytest.mark.parametrize("zero_stage", [1, 2])
