@@ -22,6 +22,7 @@ FREE = (
     "knob/tight, recompute, micro-steps, zero-3",
     "uneven/tied, 3 ranks, groups, zero-2",
     "pp/2 tied, zero-1",
+    "gloo/zero-2, micro-steps",
 )
 EDGES = tuple(
     f"edge/{name}, {share}"
