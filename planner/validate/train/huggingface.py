@@ -58,6 +58,8 @@ class HuggingFace:
             model = kind.from_config(
                 config, dtype=dtype_of(self.spec), attn_implementation=training.attention
             )
+        if self.spec.fixed_layout.zero_stage == PARTITIONS_WEIGHTS:
+            _fill(model)
         model.train()
         if training.recompute == "full":
             model.gradient_checkpointing_enable()
@@ -88,6 +90,17 @@ class HuggingFace:
             return {"input_ids": tokens, "labels": tokens.clone()}
 
         return batch
+
+
+def _fill(model: Any) -> None:
+    """Small values for every matrix's partition.
+
+    transformers fills weights when the model is complete, which does nothing to those that have
+    been partitioned: they would hold what was in their memory, and gradients overflow.
+    """
+    for weight in model.parameters():
+        if len(weight.ds_shape) > 1:
+            weight.ds_tensor.normal_(std=0.02)
 
 
 def vocabulary_of(spec: Spec) -> int:
