@@ -103,11 +103,6 @@ def _fill(model: Any) -> None:
             weight.ds_tensor.normal_(std=0.02)
 
 
-def vocabulary_of(spec: Spec) -> int:
-    """Tokens that the model knows."""
-    return int(_configuration(spec).get_text_config().vocab_size)
-
-
 def _configuration(spec: Spec) -> Any:
     keys = dict(read_configuration(spec.model, folder=spec.folder))
     family = keys.pop("model_type", None)
