@@ -171,8 +171,10 @@ def _weights(module: Any) -> Iterator[tuple[Any, str]]:
         partition = getattr(parameter, "ds_tensor", None)
         whole = Term.WEIGHTS if partition is None else Term.GATHERED_WEIGHTS
         yield parameter, whole.label
-        if partition is not None:
-            yield partition, Term.WEIGHTS.label
+        second = getattr(parameter, "ds_secondary_tensor", None)  # hpZ's
+        for held in (partition, second):
+            if held is not None:
+                yield held, Term.WEIGHTS.label
         for gradient in (parameter.grad, getattr(parameter, "grad_accum", None)):
             if gradient is not None:
                 yield gradient, Term.GRADIENTS.label
