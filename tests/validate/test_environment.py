@@ -4,7 +4,12 @@ import os
 import subprocess
 import sys
 
-from planner.validate.launch.environment import clear_shared_memory, end_marked, extensions_folder
+from planner.validate.launch.environment import (
+    clear_shared_memory,
+    end_marked,
+    enter_extensions,
+    extensions_folder,
+)
 
 SLEEP = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
 
@@ -33,3 +38,14 @@ def test_only_the_buffers_of_the_rendezvous_are_removed(tmp_path):
 def test_a_folder_that_was_told_is_kept_for_extensions(tmp_path):
     assert extensions_folder({"TORCH_EXTENSIONS_DIR": "told"}, tmp_path) == "told"
     assert extensions_folder({}, tmp_path).startswith(str(tmp_path))
+
+
+def test_a_compilation_that_was_killed_blocks_nobody_and_one_that_runs_is_left_alone(tmp_path):
+    lock = tmp_path / "deepspeed_shm_comm_op" / "lock"
+    lock.parent.mkdir()
+    lock.touch()
+    with enter_extensions(tmp_path):
+        assert not lock.exists()
+        lock.touch()
+        with enter_extensions(tmp_path):
+            assert lock.exists()

@@ -1,11 +1,13 @@
 """The environment variables under which one rank trains."""
 
+import fcntl
 import os
 import signal
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import IO
 
 from planner.validate.job import Job, Place
 
@@ -37,6 +39,22 @@ def extensions_folder(environ: Mapping[str, str], home: Path) -> str:
         return told
     releases = "-".join(f"{name}-{_release(name)}" for name in ("deepspeed", "torch"))
     return str(home / ".cache" / "planner" / "torch_extensions" / releases)
+
+
+def enter_extensions(folder: Path) -> IO[str]:
+    """Share the folder for as long as the stream is open; whoever is alone there clears it.
+
+    torch marks a running compilation by a file that a killed process leaves behind, and for which
+    all later ones wait without end (torch/utils/file_baton.py:50 of 2.13).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    stream = (folder / "in-use").open("w", encoding="utf-8")
+    with suppress(BlockingIOError):
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for left in folder.glob("*/lock"):
+            left.unlink(missing_ok=True)
+    fcntl.flock(stream, fcntl.LOCK_SH)
+    return stream
 
 
 def clear_shared_memory(address: str, port: int, folder: Path = Path("/dev/shm")) -> None:  # noqa: S108 - DeepSpeed's own place

@@ -19,6 +19,7 @@ from time import monotonic
 from typing import Any
 
 from planner.validate.job import Job, Place, Progress, RankResult, Reading, Tell, as_document
+from planner.validate.launch.environment import clear_shared_memory
 from planner.validate.launch.outcome import lost, settle
 
 RunRank = Callable[[Job, Place, Tell], RankResult]
@@ -63,12 +64,13 @@ class _Attempt:
     processes: dict[int, Any] = field(default_factory=dict)
     pipes: dict[Connection, int] = field(default_factory=dict)
     """Of the ranks that may still say something."""
+    port: int = 0
     told: dict[int, list[Reading]] = field(default_factory=dict)
     ended: dict[int, RankResult] = field(default_factory=dict)
 
     def start(self) -> None:
         context = _context(self.job)
-        port = _free_port()
+        port = self.port = _free_port()
         chosen = self.launcher.ranks
         for rank in range(self.job.num_ranks) if chosen is None else chosen:
             place = Place(
@@ -147,6 +149,7 @@ class _Attempt:
             process.join()
         for pipe in self.pipes:
             pipe.close()
+        clear_shared_memory("127.0.0.1", self.port)
 
     def _log(self, rank: int) -> Path:
         return self.launcher.logs / f"rank{rank}.log"
