@@ -77,6 +77,9 @@ REFUSED = [
     ("pp-zero-2", Layout(dp=2, pp=2, zero_stage=2), HF, DENSE, {},
      ("layout.zero_stage: DeepSpeed refuses ZeRO-2 with pipeline parallelism "
       "(deepspeed/runtime/pipe/engine.py:76); use zero_stage: 1, or pp: 1")),
+    ("odd-bucket", Layout(dp=2, zero_stage=2), HF, DENSE,
+     {"zero_optimization": Zero(allgather_bucket_size=5001)},
+     "deepspeed.zero_optimization.allgather_bucket_size: ZeRO-1 and ZeRO-2 gather in buckets of"),
     ("pp-zero-3", Layout(dp=2, pp=2, zero_stage=3), HF, DENSE, {}, "refuses ZeRO-3 with pipeline"),
     ("pp-sp", Layout(dp=1, pp=2, sp=2), HF, DENSE, {}, "layout.sp: DeepSpeed's pipeline has no"),
     ("pp-whole-activations", Layout(dp=1, pp=2, tp=2), MEGATRON, DENSE,

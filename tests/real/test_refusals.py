@@ -45,6 +45,7 @@ def autoep(size, preset="deepseek_v3"):
 PROVOKED = [
     ("pp-zero-2", PIPELINE, {ZERO: {"stage": 2}}),
     ("pp-zero-3", PIPELINE, {ZERO: {"stage": 3}}),
+    ("odd-bucket", {}, BF16 | {ZERO: {"stage": 2, "allgather_bucket_size": 5001}}),
     ("method", PIPELINE | {"method": "balanced"}, {}),
     ("batch", {}, {"train_batch_size": 20, "train_micro_batch_size_per_gpu": 2}),
     ("moe-zero-3", EXPERTS, {ZERO: {"stage": 3}}),
@@ -112,4 +113,5 @@ EXPECTED = (
     "ranks = range(i * zero_param_parallel_size_",
     "self.grad_partition_grad_layer_meta_cache = ",  # the one buffer that is made
     "non_expert_groups_norm = get_global_norm_of_tensors",  # of an empty list
+    "allgather_bucket_size % self.nccl_start_alignment_factor",  # what is asserted
 )

@@ -107,4 +107,15 @@ def _groups(case: Case) -> Iterator[Refusal]:
         )
 
 
-STATE_RULES: tuple[Rule, ...] = (_precision, _offload, _muon, _groups)
+def _buckets(case: Case) -> Iterator[Refusal]:
+    size = case.deepspeed.zero_optimization.allgather_bucket_size
+    if case.layout.zero_stage in {1, 2} and size % 2:
+        yield Refusal(
+            f"{_ZERO}.allgather_bucket_size",
+            f"ZeRO-1 and ZeRO-2 gather in buckets of an even number of elements, not {size}",
+            "runtime/zero/stage_1_and_2.py:390",
+            f"use {size + 1}",
+        )
+
+
+STATE_RULES: tuple[Rule, ...] = (_precision, _offload, _muon, _groups, _buckets)
