@@ -6,8 +6,10 @@ from typing import NamedTuple
 from planner.accuracy.case import Case, Engine, UnsupportedError
 from planner.engines.ddp import stage as ddp
 from planner.engines.deepspeed.communicators import num_all_to_all_peers, num_communicators
+from planner.engines.elements import FP32_BYTES, SIZES
 from planner.engines.fsdp import stage as fsdp
 from planner.engines.megatron import stage as megatron
+from planner.engines.megatron.state import Run as MegatronRun
 from planner.layout.cut import stages
 from planner.layout.ranks import PartitionIndex
 from planner.layout.stage import Stage
@@ -101,7 +103,7 @@ def _megatron(case: Case) -> tuple[PhasePeak, ...]:
     spec, layout = case.spec, case.spec.fixed_layout
     parts = _parts(case.megatron.blocks_per_stage, len(case.model.tail))
     held = stages(case.model, layout, spec.training, spec.deepspeed, told=parts)
-    run = megatron.Run(
+    run = MegatronRun(
         model=case.model,
         training=spec.training,
         layout=layout,
@@ -152,17 +154,17 @@ def _fsdp(case: Case) -> tuple[PhasePeak, ...]:
     """All devices of a stage hold the same, but for padding."""
     spec, layout = case.spec, case.spec.fixed_layout
     held, *_ = _chosen(stages(case.model, layout, spec.training, spec.deepspeed), case)
-    sizes = fsdp.SIZES[spec.training.precision]
+    sizes = SIZES[spec.training.precision]
     run = fsdp.Run(
         model=case.model,
         training=spec.training,
         layout=layout,
         device=spec.cluster.device,
         micro_steps=spec.micro_steps,
-        sharded_bytes=fsdp.FP32_BYTES if case.sharding.in_fp32 else sizes,
+        sharded_bytes=FP32_BYTES if case.sharding.in_fp32 else sizes,
         replicas=case.sharding.replicas,
         reshard_after_forward=case.sharding.reshard_after_forward,
-        reduce_bytes=fsdp.FP32_BYTES if case.sharding.reduced_in_fp32 else None,
+        reduce_bytes=FP32_BYTES if case.sharding.reduced_in_fp32 else None,
         forward_prefetch=case.sharding.forward_prefetch,
     )
     return fsdp.run_stage(run, held).fold(PartitionIndex(0, 0))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from planner.memory.terms import Term
+from planner.memory.timeline import falls_first
 
 
 class Mark(NamedTuple):
@@ -38,6 +39,17 @@ class Segment(NamedTuple):
     """Changes from the segment's start to its end, by term."""
     mark: Mark | None
     """What the engine does at the end; None only after the last operation of a pass."""
+
+    @property
+    def moves(self) -> tuple[tuple[int, int], ...]:
+        """Changes by term in order: up to the highest point, and on to the end.
+
+        Falls come first on both ways, so that the top is the top.
+        """
+        down: dict[int, int] = dict(self.net)
+        for term, delta in self.peak:
+            down[term] = down.get(term, 0) - delta
+        return (*falls_first(dict(self.peak)), *falls_first(down))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -5,7 +5,7 @@ partition owns. So a stage has one timeline, and a change may be restricted to a
 partition indices.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Literal, NamedTuple
@@ -97,6 +97,11 @@ class Timeline:
         """Add many changes that everyone sees, in order."""
         self._terms.extend(terms)
         self._deltas.extend(deltas)
+
+    def play(self, moves: Iterable[tuple[int, int]]) -> None:
+        """Add changes, each a term and a size, that everyone sees, in order."""
+        for term, delta in moves:
+            self.add(Term(term), delta)
 
     def spike(
         self,

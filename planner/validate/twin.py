@@ -182,7 +182,7 @@ def _zero(zero: Zero, layout: Layout, ratio: float) -> Zero:
 
     The persistence threshold shrinks with the width: norms stay below it, matrices above.
     """
-    sizes = {key: _round(getattr(zero, key) * ratio, 2) for key in _SIZES}
+    sizes: dict[str, Any] = {key: _round(getattr(zero, key) * ratio, 2) for key in _SIZES}
     threshold = zero.stage3_param_persistence_threshold
     grouped = min(zero.zero_hpz_partition_size, 2, layout.dp)
     return replace(

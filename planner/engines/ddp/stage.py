@@ -7,35 +7,21 @@ accumulate_grad.h, torch/csrc/distributed/c10d/reducer.cpp (``initialize_buckets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from planner.activations.layers import stage_tapes
 from planner.activations.tape import LayerTape, Segment
 from planner.engines.deepspeed.optimizers import state_bytes, temporary_bytes
+from planner.engines.elements import FP32_BYTES, SIZES
+from planner.engines.whole import WholeRun
 from planner.layout.stage import LocalLayer, LocalParameter, Stage
 from planner.memory.terms import Term
 from planner.memory.timeline import Timeline
 from planner.model.adapters import stored_bytes
-from planner.model.description import Model
-from planner.spec.cluster import Device
-from planner.spec.deepspeed import DeepSpeed
-from planner.spec.devices import handle_workspace_bytes
-from planner.spec.layout import Layout
-from planner.spec.training import Training
 from planner.units import ceil_div
-
-FP32_BYTES = 4
-TOKEN_BYTES = 8
-SIZES = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class Run(WholeRun):
     """What is planned."""
 
-    model: Model
-    training: Training
-    layout: Layout
-    device: Device
-    micro_steps: int
     state_shards: int = 1
     """Devices that share the optimizer's states, and so have no buckets of their own to reduce:
     ZeRO-1 and ZeRO-2 where few parameters are trained."""
@@ -51,24 +37,13 @@ def run_stage(run: Run, stage: Stage) -> Timeline:
     timeline.add(Term.WEIGHTS, sum(stored_bytes(p.numel, p.stored, size) for p in parameters))
     if run.layout.dp > 1 and run.state_shards == 1:
         timeline.add(Term.BUCKETS, sum(stored_bytes(p.numel, p.stored, size) for p in trained))
-    tapes = _tapes(run, stage)
+    tapes = run.tapes(stage)
     for prefix in ("first_", ""):
         for micro_step in range(min(run.micro_steps, 2)):
             _pass(timeline, run, prefix, tapes, stage.layers, first=micro_step == 0)
         timeline.phase(prefix + "step")
         _step(timeline, run, trained, first=bool(prefix))
     return timeline
-
-
-def _tapes(run: Run, stage: Stage) -> tuple[LayerTape, ...]:
-    return stage_tapes(
-        tuple(layer.placed.layer for layer in stage.layers),
-        model=run.model,
-        training=run.training,
-        layout=run.layout,
-        deepspeed=DeepSpeed(),
-        backend="cuda",
-    )
 
 
 def _pass(
@@ -81,20 +56,19 @@ def _pass(
     first: bool,
 ) -> None:
     """Forward and backward; what the loop holds of the output goes after the backward pass."""
-    tokens = run.training.micro_batch_size * run.training.sequence_length
     started = prefix == "" or not first
     for forward in (True, False):
         timeline.phase(prefix + ("forward" if forward else "backward"))
         if not started:
-            timeline.add(Term.WORKSPACES, handle_workspace_bytes(run.device))
+            run.take_workspace(timeline)
         if forward:
-            timeline.add(Term.ACTIVATIONS, 2 * TOKEN_BYTES * tokens)
+            timeline.add(Term.ACTIVATIONS, run.batch_bytes)
         pairs = list(zip(tapes, layers, strict=True))
         for tape, layer in pairs if forward else reversed(pairs):
             kept = _Kept(layer, SIZES[run.training.precision] if first else 0)
             _play(timeline, tape.forward if forward else tape.backward, kept)
     timeline.add(Term.LOGITS, -tapes[-1].held_bytes)
-    timeline.add(Term.ACTIVATIONS, -2 * TOKEN_BYTES * tokens)
+    timeline.add(Term.ACTIVATIONS, -run.batch_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +94,7 @@ class _Kept:
 def _play(timeline: Timeline, segments: tuple[Segment, ...], kept: _Kept) -> None:
     """Up to each segment's highest point, to its end, and on to the gradient that is complete."""
     for segment in segments:
-        rest = dict(segment.net)
-        for term, delta in segment.peak:
-            rest[term] = rest.get(term, 0) - delta
-        for changes in (segment.peak, tuple(rest.items())):
-            for term, delta in sorted(changes, key=lambda change: change[1]):
-                timeline.add(term, delta)
+        timeline.play(segment.moves)
         if segment.mark is not None and segment.mark.kind == "gradient":
             timeline.add(Term.GRADIENTS, kept.size(segment.mark.parameters))
 

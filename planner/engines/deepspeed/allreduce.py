@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from planner.engines.deepspeed.dtypes import SIZES
 from planner.engines.deepspeed.strategy import Setup
+from planner.engines.elements import SIZES
 from planner.memory.terms import Term
 from planner.memory.timeline import Timeline
 

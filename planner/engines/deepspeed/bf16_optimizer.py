@@ -9,13 +9,14 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 from planner.engines.deepspeed.allreduce import Accumulated, accumulated, allreduce_bytes
-from planner.engines.deepspeed.dtypes import FP32_BYTES, sizes
+from planner.engines.deepspeed.dtypes import sizes
 from planner.engines.deepspeed.notes import Note
 from planner.engines.deepspeed.optimizers import state_bytes, temporary_bytes
 from planner.engines.deepspeed.partition import Partition, partition
 from planner.engines.deepspeed.releases import leaves_bf16_gradients
 from planner.engines.deepspeed.state_notes import bf16_notes
 from planner.engines.deepspeed.strategy import Setup
+from planner.engines.elements import FP32_BYTES
 from planner.memory.terms import Term
 from planner.memory.timeline import Timeline
 from planner.spec.deepspeed import DeepSpeed

@@ -4,13 +4,10 @@ from typing import NamedTuple
 
 from planner.engines.deepspeed.releases import keeps_fp32_partition
 from planner.engines.deepspeed.strategy import Setup
-from planner.spec.deepspeed import DType
+from planner.engines.elements import FP32_BYTES, SIZES
 
-FP32_BYTES = 4
 NORM_BYTES = 8
 """Gradient norms are taken in fp64 (runtime/zero/utils.py:59-63 of DeepSpeed 0.19.8)."""
-
-SIZES: dict[DType, int] = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 
 class Sizes(NamedTuple):

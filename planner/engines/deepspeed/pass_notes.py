@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Iterator
 
 from planner.activations.layers import saved_by_component
-from planner.engines.deepspeed.dtypes import SIZES
 from planner.engines.deepspeed.notes import Note
 from planner.engines.deepspeed.stage import Run
+from planner.engines.elements import SIZES
 from planner.layout.stage import Stage
 from planner.layout.tensor import padded_vocabulary
 from planner.memory.terms import Term

@@ -13,6 +13,7 @@ from planner.engines.deepspeed.entry import Entry
 from planner.engines.deepspeed.exchange import Exchange, Slot, gather_input, keep_output, take_over
 from planner.engines.deepspeed.strategy import Setup, Strategy
 from planner.engines.deepspeed.walk import Pass, backward, forward, passes
+from planner.engines.elements import TOKEN_BYTES
 from planner.layout.schedule import (
     Action,
     Instruction,
@@ -37,9 +38,6 @@ PHASES: dict[Action, str] = {
     "step": "step",
 }
 """The phase that an instruction counts to."""
-
-TOKEN_BYTES = 8
-"""Token ids and labels are int64."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from planner.engines.deepspeed.dtypes import FP32_BYTES
 from planner.engines.deepspeed.partition import Owners, Partition, Place, slice_numel
+from planner.engines.elements import FP32_BYTES
 
 Way = Literal["scatter", "in_place", "flatten"]
 """``reduce_scatter``: slices are flattened together for their owners; without it the bucket is

@@ -11,17 +11,13 @@ from planner.activations.tape import LayerTape
 from planner.engines.deepspeed.below_three import below_three
 from planner.engines.deepspeed.boundary import boundary
 from planner.engines.deepspeed.checkpoints import Checkpoints, arranged
-from planner.engines.deepspeed.dtypes import SIZES
 from planner.engines.deepspeed.entry import Entry
-from planner.engines.deepspeed.pipeline import (
-    TOKEN_BYTES,
-    PipelineWalk,
-    pipeline_walk,
-)
+from planner.engines.deepspeed.pipeline import PipelineWalk, pipeline_walk
 from planner.engines.deepspeed.strategy import Setup, Strategy
 from planner.engines.deepspeed.walk import StepWalk, passes
 from planner.engines.deepspeed.zero3 import zero_three
 from planner.engines.deepspeed.zero3_modules import leaf_modules, viewed_parameters
+from planner.engines.elements import SIZES, TOKEN_BYTES
 from planner.layout.cut import registered_parameters
 from planner.layout.stage import Stage
 from planner.memory.timeline import Timeline

@@ -5,13 +5,14 @@ File and line are of DeepSpeed 0.19.8; `zero/` stands for runtime/zero/.
 
 from collections.abc import Iterator, Sequence
 
-from planner.engines.deepspeed.dtypes import FP32_BYTES, NORM_BYTES, SIZES, kept_bytes, sizes
+from planner.engines.deepspeed.dtypes import NORM_BYTES, kept_bytes, sizes
 from planner.engines.deepspeed.notes import Note
 from planner.engines.deepspeed.offload import gradient_buffer_bytes, offloads
 from planner.engines.deepspeed.optimizers import state_bytes, temporary_bytes
 from planner.engines.deepspeed.partition import Partition
 from planner.engines.deepspeed.reduction import Rules
 from planner.engines.deepspeed.strategy import Setup
+from planner.engines.elements import FP32_BYTES, SIZES
 from planner.memory.terms import Term
 
 ZERO = "zero/stage_1_and_2.py"

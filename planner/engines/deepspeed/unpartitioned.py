@@ -10,12 +10,13 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from planner.engines.deepspeed.allreduce import Accumulated, accumulated, allreduce_bytes
-from planner.engines.deepspeed.dtypes import FP32_BYTES, SIZES, sizes
+from planner.engines.deepspeed.dtypes import sizes
 from planner.engines.deepspeed.notes import Note
 from planner.engines.deepspeed.optimizers import state_bytes, temporary_bytes
 from planner.engines.deepspeed.partition import parameter_groups
 from planner.engines.deepspeed.state_notes import whole_notes
 from planner.engines.deepspeed.strategy import Setup
+from planner.engines.elements import FP32_BYTES, SIZES
 from planner.memory.terms import Term
 from planner.memory.timeline import Timeline
 

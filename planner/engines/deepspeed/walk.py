@@ -11,7 +11,7 @@ from planner.engines.deepspeed.strategy import Strategy
 from planner.layout.cut import embedding_place, offsets
 from planner.layout.stage import LocalLayer, Stage
 from planner.memory.terms import Term
-from planner.memory.timeline import Timeline, falls_first
+from planner.memory.timeline import Timeline
 
 
 class Move(NamedTuple):
@@ -74,15 +74,8 @@ def _moves(segments: Sequence[Segment]) -> tuple[Move, ...]:
 
 
 def _move(segment: Segment) -> Move:
-    """Rises first on the way up and falls first on the way down, so that the top is the top."""
-    up: dict[int, int] = dict(segment.peak)
-    down: dict[int, int] = dict(segment.net)
-    for term, delta in segment.peak:
-        down[term] = down.get(term, 0) - delta
-    changes = [*falls_first(up), *falls_first(down)]
-    return Move(
-        tuple(term for term, _ in changes), tuple(delta for _, delta in changes), segment.mark
-    )
+    moves = segment.moves
+    return Move(tuple(term for term, _ in moves), tuple(delta for _, delta in moves), segment.mark)
 
 
 @dataclass(slots=True, kw_only=True)

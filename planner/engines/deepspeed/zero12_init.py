@@ -3,11 +3,12 @@
 Line numbers are of runtime/zero/stage_1_and_2.py of DeepSpeed 0.19.8.
 """
 
-from planner.engines.deepspeed.dtypes import FP32_BYTES, sizes
+from planner.engines.deepspeed.dtypes import sizes
 from planner.engines.deepspeed.offload import gradient_buffer_bytes
 from planner.engines.deepspeed.partition import Group, Partition
 from planner.engines.deepspeed.releases import flattens_on_device
 from planner.engines.deepspeed.strategy import Setup
+from planner.engines.elements import FP32_BYTES
 from planner.memory.terms import Term
 from planner.memory.timeline import Timeline
 

@@ -7,7 +7,7 @@ of that file unless another is named.
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
-from planner.engines.deepspeed.dtypes import SIZES, sizes
+from planner.engines.deepspeed.dtypes import sizes
 from planner.engines.deepspeed.keepers import Keeper, When
 from planner.engines.deepspeed.notes import Note
 from planner.engines.deepspeed.offload import (
@@ -22,6 +22,7 @@ from planner.engines.deepspeed.state_notes import partitioned_notes
 from planner.engines.deepspeed.strategy import Setup
 from planner.engines.deepspeed.zero12_init import initialise
 from planner.engines.deepspeed.zero12_step import Stale, Step
+from planner.engines.elements import SIZES
 from planner.memory.terms import Term
 from planner.memory.timeline import Timeline
 

@@ -6,12 +6,13 @@ Line numbers are of runtime/zero/stage_1_and_2.py of DeepSpeed 0.19.8.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from planner.engines.deepspeed.dtypes import FP32_BYTES, NORM_BYTES, kept_bytes
+from planner.engines.deepspeed.dtypes import NORM_BYTES, kept_bytes
 from planner.engines.deepspeed.keepers import Compact, Keeper, expand
 from planner.engines.deepspeed.optimizers import state_bytes, temporary_bytes
 from planner.engines.deepspeed.partition import Group, Owners, Partition, Run, runs
 from planner.engines.deepspeed.releases import overflow_check_bytes
 from planner.engines.deepspeed.strategy import Setup
+from planner.engines.elements import FP32_BYTES
 from planner.memory.terms import Term
 from planner.memory.timeline import Timeline
 

@@ -5,8 +5,9 @@ Line numbers are of stage3.py in runtime/zero of DeepSpeed 0.19.8 unless another
 
 from collections.abc import Sequence
 
-from planner.engines.deepspeed.dtypes import FP32_BYTES, Sizes
+from planner.engines.deepspeed.dtypes import Sizes
 from planner.engines.deepspeed.zero3_partition import Partitions, SubGroup
+from planner.engines.elements import FP32_BYTES
 from planner.memory.terms import Term
 from planner.memory.timeline import Timeline
 

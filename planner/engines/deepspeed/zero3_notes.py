@@ -5,7 +5,7 @@ File and line are of DeepSpeed 0.19.8; ``zero/`` stands for runtime/zero/.
 
 from collections.abc import Iterator
 
-from planner.engines.deepspeed.dtypes import FP32_BYTES, NORM_BYTES, Sizes
+from planner.engines.deepspeed.dtypes import NORM_BYTES, Sizes
 from planner.engines.deepspeed.notes import Note
 from planner.engines.deepspeed.state_notes import states_note
 from planner.engines.deepspeed.strategy import Setup
@@ -15,6 +15,7 @@ from planner.engines.deepspeed.zero3_offload import (
     offloads_parameters,
 )
 from planner.engines.deepspeed.zero3_partition import Partitions, secondary_degree
+from planner.engines.elements import FP32_BYTES
 from planner.memory.terms import Term
 
 

@@ -6,10 +6,11 @@ Line numbers are of stage3.py in runtime/zero of DeepSpeed 0.19.8 unless another
 
 from collections.abc import Iterator, Sequence
 
-from planner.engines.deepspeed.dtypes import FP32_BYTES, NORM_BYTES, Sizes, sizes
+from planner.engines.deepspeed.dtypes import NORM_BYTES, Sizes, sizes
 from planner.engines.deepspeed.optimizers import state_bytes
 from planner.engines.deepspeed.strategy import Setup
 from planner.engines.deepspeed.zero3_partition import Partitions, Piece, SubGroup
+from planner.engines.elements import FP32_BYTES
 from planner.memory.terms import Term
 from planner.memory.timeline import EVERYONE, Group, Timeline
 from planner.units import ceil_div, round_up

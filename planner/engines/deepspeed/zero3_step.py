@@ -5,9 +5,10 @@ Line numbers are of stage3.py in runtime/zero of DeepSpeed 0.19.8 unless another
 
 from dataclasses import dataclass
 
-from planner.engines.deepspeed.dtypes import FP32_BYTES, NORM_BYTES, Sizes
+from planner.engines.deepspeed.dtypes import NORM_BYTES, Sizes
 from planner.engines.deepspeed.optimizers import state_bytes, temporary_bytes
 from planner.engines.deepspeed.zero3_partition import Partitions, SubGroup
+from planner.engines.elements import FP32_BYTES
 from planner.memory.terms import Term
 from planner.memory.timeline import Timeline
 from planner.spec.training import Training

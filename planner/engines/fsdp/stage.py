@@ -7,35 +7,21 @@ Source: torch 2.4, torch/distributed/fsdp: _runtime_utils.py (``_unshard``, ``_p
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from planner.activations.layers import stage_tapes
-from planner.activations.tape import LayerTape, Segment
+from planner.activations.tape import Segment
 from planner.engines.deepspeed.optimizers import state_bytes, temporary_bytes
+from planner.engines.elements import FP32_BYTES, SIZES
+from planner.engines.whole import WholeRun
 from planner.layout.stage import LocalParameter, Stage
 from planner.memory.terms import Term
 from planner.memory.timeline import Timeline
 from planner.model.adapters import PACKED, constants_bytes, stored_bytes
-from planner.model.description import Model
-from planner.spec.cluster import Device
-from planner.spec.deepspeed import DeepSpeed
-from planner.spec.devices import handle_workspace_bytes
-from planner.spec.layout import Layout
-from planner.spec.training import Training
 from planner.units import ceil_div
-
-FP32_BYTES = 4
-TOKEN_BYTES = 8
-SIZES = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class Run(WholeRun):
     """What is planned."""
 
-    model: Model
-    training: Training
-    layout: Layout
-    device: Device
-    micro_steps: int
     sharded_bytes: int
     """Of an element of the shards: 4 where mixed precision keeps them in fp32."""
     replicas: int = 1
@@ -77,7 +63,7 @@ class _Walk:
         self.size = SIZES[run.training.precision]
         self.trained = [[p for p in layer.parameters if p.trained] for layer in stage.layers]
         self.whole = [sum(map(self._gathered, layer.parameters)) for layer in stage.layers]
-        self.tapes = _tapes(run, stage)
+        self.tapes = run.tapes(stage)
         kinds = [layer.placed.layer.kind for layer in stage.layers]
         self.is_unit = [kind == "block" for kind in kinds]
         outside = [place for place, unit in enumerate(self.is_unit) if not unit]
@@ -119,13 +105,12 @@ class _Walk:
 
     def go(self, timeline: Timeline, prefix: str, *, first: bool) -> None:
         """One micro-step. The root unit stays whole from its first use to its gradient."""
-        tokens = self.run.training.micro_batch_size * self.run.training.sequence_length
         timeline.phase(prefix + "forward")
         if first and self.stepped:
             # The loop drops the gradients of the step before as this one starts.
             timeline.add(Term.OWNED_GRADIENTS, -sum(map(self.shard, self.trained)))
         self._workspace(timeline, prefix, first=first)
-        timeline.add(Term.ACTIVATIONS, 2 * TOKEN_BYTES * tokens)
+        timeline.add(Term.ACTIVATIONS, self.run.batch_bytes)
         timeline.add(Term.GATHERED_WEIGHTS, self.root)
         for place in range(len(self.layers)):
             self._forward(timeline, place)
@@ -137,7 +122,7 @@ class _Walk:
         timeline.add(Term.ACTIVATIONS, -self.lingering)
         self.lingering = 0
         timeline.add(Term.LOGITS, -self.tapes[-1].held_bytes)
-        timeline.add(Term.ACTIVATIONS, -2 * TOKEN_BYTES * tokens)
+        timeline.add(Term.ACTIVATIONS, -self.run.batch_bytes)
 
     def step(self, timeline: Timeline, *, first: bool) -> None:
         """States and temporaries have the shards' dtype; gradients stay to the next step."""
@@ -155,7 +140,7 @@ class _Walk:
 
     def _workspace(self, timeline: Timeline, prefix: str, *, first: bool) -> None:
         if prefix and first:
-            timeline.add(Term.WORKSPACES, handle_workspace_bytes(self.run.device))
+            self.run.take_workspace(timeline)
 
     def _forward(self, timeline: Timeline, place: int) -> None:
         """A unit is gathered for its pass."""
@@ -165,7 +150,7 @@ class _Walk:
         beside = self.whole[later] if ahead and self.run.forward_prefetch else 0
         timeline.add(Term.GATHERED_WEIGHTS, whole + beside)
         for segment in self.tapes[place].forward:
-            _play(timeline, segment)
+            timeline.play(segment.moves)
         gone = whole if self.run.reshard_after_forward else 0
         timeline.add(Term.GATHERED_WEIGHTS, -gone - beside)
 
@@ -179,7 +164,7 @@ class _Walk:
         timeline.add(Term.GATHERED_WEIGHTS, beside)
         timeline.add(Term.GATHERED_WEIGHTS, whole if self.run.reshard_after_forward else 0)
         for segment in self.tapes[place].backward:
-            _play(timeline, segment)
+            timeline.play(segment.moves)
             self._arrive(timeline, place, segment)
         if whole and self._lingers(place):
             timeline.add(Term.ACTIVATIONS, self._lingering)
@@ -229,24 +214,3 @@ class _Walk:
         timeline.add(Term.REDUCE_COPIES, share)
         timeline.add(Term.OWNED_GRADIENTS, self.shard(trained) if first else 0)
         timeline.add(Term.REDUCE_COPIES, -share - flat)
-
-
-def _tapes(run: Run, stage: Stage) -> tuple[LayerTape, ...]:
-    return stage_tapes(
-        tuple(layer.placed.layer for layer in stage.layers),
-        model=run.model,
-        training=run.training,
-        layout=run.layout,
-        deepspeed=DeepSpeed(),
-        backend="cuda",
-    )
-
-
-def _play(timeline: Timeline, segment: Segment) -> None:
-    """Up to the segment's highest point, then to its end."""
-    rest = dict(segment.net)
-    for term, delta in segment.peak:
-        rest[term] = rest.get(term, 0) - delta
-    for changes in (segment.peak, tuple(rest.items())):
-        for term, delta in sorted(changes, key=lambda change: change[1]):
-            timeline.add(term, delta)

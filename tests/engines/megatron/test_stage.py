@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from planner.engines.megatron.stage import Run, run_stage
+from planner.engines.megatron.stage import run_stage
+from planner.engines.megatron.state import Run
 from planner.layout.cut import stages
 from planner.layout.ranks import PartitionIndex
 from planner.model.load import load_model
