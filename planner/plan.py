@@ -18,6 +18,7 @@ from planner.engines.deepspeed.stage import Run, StageRun, checkpoints, run_stag
 from planner.errors import LayoutError, ModelError, RefusedError
 from planner.layout.cut import expert_grouping, stages, tp_ranks_alike
 from planner.layout.ranks import PartitionIndex, coordinates, partition_index
+from planner.layout.schedule import in_flight
 from planner.layout.stage import Stage
 from planner.memory.beyond import Beyond, beyond
 from planner.memory.timeline import PhasePeak
@@ -253,9 +254,10 @@ def _rank_plan(
 
 
 def _checkpoints_on_host(run: Run, stage: Stage) -> dict[str, int]:
-    in_flight = min(run.micro_steps, stage.num_stages - stage.index)
-    size = checkpoints(run, stage).host_bytes(in_flight)
-    return {"activation checkpoints": size} if size else {}
+    size = checkpoints(run, stage).host_bytes(
+        in_flight(stage.index, stage.num_stages, run.micro_steps)
+    )
+    return {"activation_checkpoints": size} if size else {}
 
 
 def _code_assumptions(run: Run) -> tuple[str, ...]:

@@ -121,9 +121,9 @@ def _token_embedding(stem: LocalLayer) -> LocalParameter:
 
 
 def embedding_place(stem: LocalLayer) -> int:
-    """Where the stem holds that weight; 0 in a layer that has none."""
+    """Where the stem holds that weight."""
     own = zip(stem.placed.layer.parameters, stem.places, strict=False)
-    return next((at[0] for p, at in own if p.component == "embedding" and p.tp_dim == 0), 0)
+    return next((at[0] for p, at in own if p.component == "embedding" and p.tp_dim == 0))
 
 
 def _with_copy(head: LocalLayer, weight: LocalParameter) -> LocalLayer:

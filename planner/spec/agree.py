@@ -209,7 +209,7 @@ def _check_sequence_parallel(
         faults.add(document, at, message)
     elif layout.tp == 1:
         faults.add(document, at, "needs tensor parallelism; write layout.tp: 2 or more, or false")
-    elif training.sequence_length % (layout.tp * layout.sp):
+    elif training.sequence_length % layout.tp:
         more = (training.sequence_length // layout.tp + 1) * layout.tp
         message = (
             f"{training.sequence_length} tokens are no multiple of layout.tp = {layout.tp}; write "

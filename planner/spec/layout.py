@@ -29,6 +29,11 @@ class Layout:
         return self.dp * self.tp * self.pp * self.sp
 
     @property
+    def partitions_weights(self) -> bool:
+        """ZeRO-3: modules gather their weights for use and let them go."""
+        return self.zero_stage == 3  # noqa: PLR2004 - the stage's own name
+
+    @property
     def zero_degree(self) -> int:
         """Ranks over which ZeRO partitions the state of what is not a routed expert."""
         return self.dp * self.sp

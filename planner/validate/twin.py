@@ -154,7 +154,7 @@ def _parameters(model: Mapping[str, Any], spec: Spec) -> int:
 def _layout(layout: Layout, zero: Zero) -> Layout:
     """Two of everything that there are many of; hpZ's groups need two of their own."""
     two = {axis: min(2, getattr(layout, axis)) for axis in ("tp", "pp", "ep", "sp")}
-    grouped = layout.zero_stage == 3 and zero.zero_hpz_partition_size > 1  # noqa: PLR2004  ZeRO-3
+    grouped = layout.partitions_weights and zero.zero_hpz_partition_size > 1
     dp = min(layout.dp, 4 if grouped else 2)
     return Layout(dp=dp, zero_stage=layout.zero_stage, **two)
 

@@ -19,7 +19,6 @@ RECORDING_FAMILIES = {"mixtral": "num_local_experts", "qwen3_moe": "num_experts"
 AutoEP asks their output recorders for a default, which transformers 5.23 no longer allows.
 """
 
-_WEIGHTS = 3
 
 LAYERS = {
     "hf": "transformers' own layers",
@@ -177,7 +176,7 @@ def _zero(training: Training, layout: Layout, deepspeed: DeepSpeed) -> Iterator[
             f"optimizer: {training.optimizer} with ZeRO needs zero_allow_untested_optimizer: true "
             "(runtime/engine.py:2299)"
         )
-    if zero.offload_param.device != "none" and layout.zero_stage < _WEIGHTS:
+    if zero.offload_param.device != "none" and not layout.partitions_weights:
         yield f"offload_param: DeepSpeed ignores it in ZeRO-{layout.zero_stage}"
     if zero.offload_optimizer.device == "nvme" and layout.zero_stage in {1, 2}:
         yield (

@@ -8,8 +8,6 @@ from planner.spec.deepspeed import DeepSpeed, Pipeline, Zero
 from planner.spec.layout import Layout
 from planner.spec.training import Training
 
-PARTITIONS_WEIGHTS = 3
-
 STAGE_3_ONLY = ("stage3_", "zero_hpz", "mics", "sub_group")
 """Keys of ``zero_optimization`` that mean nothing below stage 3."""
 
@@ -25,7 +23,7 @@ def config(
     document: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": training.micro_batch_size,
         "gradient_accumulation_steps": micro_steps,
-        "zero_optimization": _zero(deepspeed.zero_optimization, layout.zero_stage),
+        "zero_optimization": _zero(deepspeed.zero_optimization, layout),
         "data_types": {key: value for key, value in types.items() if value is not None},
     }
     if deepspeed.communication_data_type is not None:
@@ -51,15 +49,15 @@ def _pipeline(pipeline: Pipeline) -> dict[str, Any]:
     return {name: changed[name] for name in names if name in changed}
 
 
-def _zero(zero: Zero, stage: int) -> dict[str, Any]:
+def _zero(zero: Zero, layout: Layout) -> dict[str, Any]:
     """The stage, and what is not DeepSpeed's default."""
     changed = _changed(asdict(zero), asdict(Zero()))
     for name in ("offload_optimizer", "offload_param"):
         if name in changed and changed[name]["device"] == "none":
             del changed[name]
-    if stage < PARTITIONS_WEIGHTS:
+    if not layout.partitions_weights:
         changed = {k: v for k, v in changed.items() if not k.startswith(STAGE_3_ONLY)}
-    return {"stage": stage, **changed}
+    return {"stage": layout.zero_stage, **changed}
 
 
 def _changed(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

@@ -35,9 +35,6 @@ AUTOTP_REFUSES = {
 }
 """Families whose class in transformers 5.23 AutoTP rejects as a whole, and why."""
 
-WEIGHTS = 3
-"""The ZeRO stage that partitions weights."""
-
 
 def refusals(
     *, model: Model, cluster: Cluster, training: Training, layout: Layout, deepspeed: DeepSpeed
@@ -82,7 +79,7 @@ def _tensor(case: Case) -> Iterator[Refusal]:
             "use tp: 1, or training.implementation: megatron",
         )
     refused = not case.before(0, 16, 4) and case.before(0, 19, 4)
-    if case.autotp and refused and case.layout.zero_stage == WEIGHTS:
+    if case.autotp and refused and case.layout.partitions_weights:
         yield Refusal(
             "layout.zero_stage",
             f"DeepSpeed {case.deepspeed.version} refuses ZeRO-3 with AutoTP; 0.19.4 takes it",

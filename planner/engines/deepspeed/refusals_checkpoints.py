@@ -40,7 +40,7 @@ def _contiguous(case: Case) -> Iterator[Refusal]:
             key,
             "rooms for checkpoints that several micro-batches share are not modelled yet",
             "",
-            "leave it out: it saves no bytes, but keeps the allocator's blocks together",
+            "leave it out: it saves no bytes",
         )
 
 

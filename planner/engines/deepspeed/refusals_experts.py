@@ -10,8 +10,6 @@ from planner.model.description import Moe
 AUTOEP_FAMILIES = ("mixtral", "qwen3_moe", "deepseek_v2", "deepseek_v3")
 """Families of ours that AutoEP has a preset for (module_inject/auto_ep_presets/)."""
 
-_WEIGHTS = 3
-
 
 def experts(case: Case) -> Iterator[Refusal]:
     """Expert parallelism, and the two of DeepSpeed's layers that run experts."""
@@ -47,7 +45,7 @@ def _division(case: Case) -> Iterator[Refusal]:
 
 
 def _native(case: Case) -> Iterator[Refusal]:
-    if case.layout.zero_stage == _WEIGHTS:
+    if case.layout.partitions_weights:
         yield Refusal(
             "layout.zero_stage",
             "DeepSpeed refuses ZeRO-3 with its own MoE layer",
@@ -101,7 +99,7 @@ def _autoep(case: Case) -> Iterator[Refusal]:
         )
     if case.layout.tp > 1:
         yield from _autoep_with_tp(case)
-    if case.layout.zero_stage == _WEIGHTS:
+    if case.layout.partitions_weights:
         yield from _autoep_with_weights(case)
 
 

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 from planner.engines.deepspeed.refusal import Case, Refusal, Rule
 
-_WEIGHTS = 3
 _ZERO = "deepspeed.zero_optimization"
 
 
@@ -30,7 +29,7 @@ def _offload(case: Case) -> Iterator[Refusal]:
             "ops/adam/cpu_adam.py:148",
             "use zero_stage: 1 or more, or device: none",
         )
-    if offload.ratio < 1 and stage != _WEIGHTS:
+    if offload.ratio < 1 and not case.layout.partitions_weights:
         yield Refusal(
             f"{_ZERO}.offload_optimizer.ratio",
             f"DeepSpeed offloads a part of the optimizer in ZeRO-3 only, not in ZeRO-{stage}",
@@ -50,7 +49,7 @@ def _muon(case: Case) -> Iterator[Refusal]:
     if case.training.optimizer != "muon":
         return
     layout, zero = case.layout, case.deepspeed.zero_optimization
-    if layout.zero_stage == _WEIGHTS and zero.reduce_scatter:
+    if layout.partitions_weights and zero.reduce_scatter:
         yield Refusal(
             f"{_ZERO}.reduce_scatter",
             "ZeRO-3 refuses Muon together with reduce_scatter",

@@ -28,9 +28,6 @@ from planner.spec.devices import handle_workspace_bytes
 from planner.spec.layout import Layout
 from planner.spec.training import Training
 
-PARTITIONS_WEIGHTS = 3
-"""The ZeRO stage from which modules gather and release their weights."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
@@ -71,7 +68,7 @@ def run_stage(run: Run, stage: Stage) -> StageRun:
         deepspeed=run.deepspeed,
         backend=run.backend,
         in_place=False if run.booked else None,
-        modules=run.layout.zero_stage == PARTITIONS_WEIGHTS,
+        modules=run.layout.partitions_weights,
         gradient_kept=stage.index < stage.num_stages - 1,
         input_kept=_entry(run, stage, setup).is_kept,
     )
@@ -135,7 +132,7 @@ def _setup(run: Run, stage: Stage) -> Setup:
 
 def _strategy(setup: Setup, run: Run) -> Strategy:
     """The optimizer that DeepSpeed would build."""
-    if setup.layout.zero_stage == PARTITIONS_WEIGHTS:
+    if setup.layout.partitions_weights:
         # NCCL reduces and scatters in place; gloo, which CPU ranks use, copies first.
         return zero_three(setup, reduce_scatter_clones=run.backend == "cpu")
     return below_three(setup)

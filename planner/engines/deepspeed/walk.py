@@ -37,7 +37,8 @@ class Pass(NamedTuple):
 def passes(stage: Stage, tapes: Sequence[LayerTape]) -> tuple[Pass, ...]:
     """The layers of a stage in forward order, each with its tape; several may have one."""
     starts = offsets(stage)
-    embedding = embedding_place(stage.layers[0]) + starts[0] if starts else 0
+    holds_stem = stage.layers[0].placed.layer.kind == "stem"
+    embedding = embedding_place(stage.layers[0]) if holds_stem else 0
     layers = zip(starts, stage.layers, strict=True)
     return tuple(_pass(tape, list(islice(layers, len(tape.firsts))), embedding) for tape in tapes)
 

@@ -14,6 +14,7 @@ from planner.layout.ranks import coordinates
 from planner.layout.tensor import tensor_cut
 from planner.model.description import Placed
 from planner.model.load import load_model
+from planner.spec.layout import Layout
 from planner.spec.load import Spec
 from planner.validate.reference.alone import know_shapes
 from planner.validate.reference.setting import Setting, TensorGroup
@@ -24,8 +25,6 @@ from planner.validate.train.loop import Loop
 from planner.validate.train.optimizer import make_optimizer, parameter_groups
 from planner.validate.train.pipeline import take_step
 from planner.validate.train.settings import dtype_of, settings
-
-PARTITIONS_WEIGHTS = 3
 
 
 @dataclass(slots=True)
@@ -51,7 +50,7 @@ class Reference:
         setting = self._setting
         written = settings(self.spec, hidden_size=setting.model.hidden_size)
         layout = setting.layout
-        with _zero_init(written, layout.zero_stage):
+        with _zero_init(written, layout):
             model = self._model(setting)
         groups = _expert_groups(parameter_groups(model.parameters(), setting.training))
         grid = _grid(setting) if layout.pp == 1 and layout.tp > 1 else None
@@ -156,9 +155,9 @@ def _grid(setting: Setting) -> Any:
     return grid
 
 
-def _zero_init(written: dict[str, Any], stage: int) -> AbstractContextManager[Any]:
+def _zero_init(written: dict[str, Any], layout: Layout) -> AbstractContextManager[Any]:
     """ZeRO-3 partitions each parameter as it is made."""
-    if stage < PARTITIONS_WEIGHTS:
+    if not layout.partitions_weights:
         return nullcontext()
     made: AbstractContextManager[Any] = deepspeed.zero.Init(config_dict_or_path=written)
     return made

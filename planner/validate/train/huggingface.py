@@ -25,7 +25,6 @@ from planner.validate.train.optimizer import make_optimizer, parameter_groups
 from planner.validate.train.settings import dtype_of, settings
 
 NOT_READ = {"auto_map", "quantization_config", "torch_dtype", "dtype", "transformers_version"}
-PARTITIONS_WEIGHTS = 3
 
 
 @dataclass(slots=True, kw_only=True)
@@ -58,7 +57,7 @@ class HuggingFace:
             model = kind.from_config(
                 config, dtype=dtype_of(self.spec), attn_implementation=training.attention
             )
-        if self.spec.fixed_layout.zero_stage == PARTITIONS_WEIGHTS:
+        if self.spec.fixed_layout.partitions_weights:
             _fill(model)
         model.train()
         if training.recompute == "full":
@@ -126,7 +125,7 @@ def _switch_off_dropout(config: Any) -> None:
 
 
 def _initialiser(spec: Spec, keys: dict[str, Any]) -> AbstractContextManager[Any]:
-    if spec.fixed_layout.zero_stage < PARTITIONS_WEIGHTS:
+    if not spec.fixed_layout.partitions_weights:
         return nullcontext()
     partitioning: AbstractContextManager[Any] = deepspeed.zero.Init(
         config_dict_or_path=keys, dtype=dtype_of(spec)
