@@ -15,7 +15,7 @@ from planner.engines.deepspeed.optimizers import state_bytes, temporary_bytes
 from planner.engines.deepspeed.partition import Partition, partition
 from planner.engines.deepspeed.releases import leaves_bf16_gradients
 from planner.engines.deepspeed.state_notes import bf16_notes
-from planner.engines.deepspeed.strategy import Setup
+from planner.engines.deepspeed.strategy import Setup, WholeWeights
 from planner.engines.elements import FP32_BYTES
 from planner.memory.terms import Term
 from planner.memory.timeline import Timeline
@@ -25,7 +25,7 @@ from planner.spec.training import Training
 
 
 @dataclass(slots=True, kw_only=True)
-class BF16Optimizer:
+class BF16Optimizer(WholeWeights):
     """The `Strategy` of `BF16_Optimizer`."""
 
     setup: Setup
@@ -50,22 +50,6 @@ class BF16Optimizer:
             timeline.add(Term.MASTER_WEIGHTS, group.partition_numel * FP32_BYTES)
             timeline.add(Term.INIT_COPIES, -clone)
             timeline.add(Term.OWNED_GRADIENTS, group.padded_numel * size.accumulation)
-
-    def begin_forward(self, timeline: Timeline, micro_step: int) -> None:
-        """Nothing is allocated."""
-
-    def enter(
-        self,
-        timeline: Timeline,
-        parameters: range,
-        *,
-        backward: bool,
-        inside: range | None = range(0),
-    ) -> None:
-        """Parameters are whole."""
-
-    def leave(self, timeline: Timeline, parameters: range, *, backward: bool) -> None:
-        """Parameters stay whole."""
 
     def rhythm(self, micro_step: int) -> Hashable:
         """Gradients are kept if there are none yet; the last micro-step reduces."""

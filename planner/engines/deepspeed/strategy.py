@@ -54,7 +54,7 @@ class Strategy(Protocol):
         parameters: range,
         *,
         backward: bool,
-        inside: range | None = range(0),
+        inside: range | None,
     ) -> None:
         """A module is about to run; ``parameters``: its own, ``inside``: of all modules inside.
 
@@ -67,7 +67,8 @@ class Strategy(Protocol):
     def rhythm(self, micro_step: int) -> Hashable:
         """Micro-steps with the same answer book the same in their backward passes, in every step.
 
-        None: no two are alike.
+        None: no two are alike. A pass that books as one before it is booked again without calling
+        the strategy, so a pass must leave the strategy as it found it.
         """
 
     def is_even(self) -> bool:
@@ -93,3 +94,20 @@ class Strategy(Protocol):
 
     def notes(self) -> tuple[Note, ...]:
         """Why each term is as large as it is, and who allocates it."""
+
+
+class WholeWeights:
+    """What a strategy does around modules whose weights are whole: nothing."""
+
+    __slots__ = ()
+
+    def begin_forward(self, timeline: Timeline, micro_step: int) -> None:
+        """Nothing is allocated."""
+
+    def enter(
+        self, timeline: Timeline, parameters: range, *, backward: bool, inside: range | None
+    ) -> None:
+        """Parameters are whole."""
+
+    def leave(self, timeline: Timeline, parameters: range, *, backward: bool) -> None:
+        """Parameters stay whole."""

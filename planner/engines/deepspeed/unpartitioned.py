@@ -15,14 +15,14 @@ from planner.engines.deepspeed.notes import Note
 from planner.engines.deepspeed.optimizers import state_bytes, temporary_bytes
 from planner.engines.deepspeed.partition import parameter_groups
 from planner.engines.deepspeed.state_notes import whole_notes
-from planner.engines.deepspeed.strategy import Setup
+from planner.engines.deepspeed.strategy import Setup, WholeWeights
 from planner.engines.elements import FP32_BYTES, SIZES
 from planner.memory.terms import Term
 from planner.memory.timeline import Timeline
 
 
 @dataclass(slots=True, kw_only=True)
-class Unpartitioned:
+class Unpartitioned(WholeWeights):
     """The `Strategy` of stage 0; ``master`` says how the fp32 weights are kept."""
 
     setup: Setup
@@ -50,22 +50,6 @@ class Unpartitioned:
         timeline.add(Term.INIT_COPIES, zeros)
         self._update(timeline, Term.INIT_COPIES)
         timeline.add(Term.INIT_COPIES, -zeros)
-
-    def begin_forward(self, timeline: Timeline, micro_step: int) -> None:
-        """Nothing is allocated."""
-
-    def enter(
-        self,
-        timeline: Timeline,
-        parameters: range,
-        *,
-        backward: bool,
-        inside: range | None = range(0),
-    ) -> None:
-        """Parameters are whole."""
-
-    def leave(self, timeline: Timeline, parameters: range, *, backward: bool) -> None:
-        """Parameters stay whole."""
 
     def rhythm(self, micro_step: int) -> Hashable:
         """The first micro-step's gradients stay; the last one reduces."""

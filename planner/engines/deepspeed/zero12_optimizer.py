@@ -19,7 +19,7 @@ from planner.engines.deepspeed.partition import EVERYTHING_OWNED, Owners, Partit
 from planner.engines.deepspeed.reduction import Copies, Rules, copies
 from planner.engines.deepspeed.releases import clones_oversized_gradients
 from planner.engines.deepspeed.state_notes import partitioned_notes
-from planner.engines.deepspeed.strategy import Setup
+from planner.engines.deepspeed.strategy import Setup, WholeWeights
 from planner.engines.deepspeed.zero12_init import initialise
 from planner.engines.deepspeed.zero12_step import Stale, Step
 from planner.engines.elements import SIZES
@@ -30,7 +30,7 @@ _BEYOND = 2**31 - 1
 
 
 @dataclass(slots=True, kw_only=True)
-class ZeroOneTwo:
+class ZeroOneTwo(WholeWeights):
     """The `Strategy` of stages 1 and 2."""
 
     setup: Setup
@@ -66,22 +66,6 @@ class ZeroOneTwo:
     def initialise(self, timeline: Timeline) -> None:
         """Flatten the groups, clone the master partitions, create gradients once and drop them."""
         initialise(timeline, self.setup, self.layout, offload=self._offloads())
-
-    def begin_forward(self, timeline: Timeline, micro_step: int) -> None:
-        """Nothing is allocated."""
-
-    def enter(
-        self,
-        timeline: Timeline,
-        parameters: range,
-        *,
-        backward: bool,
-        inside: range | None = range(0),
-    ) -> None:
-        """Parameters are whole on every rank."""
-
-    def leave(self, timeline: Timeline, parameters: range, *, backward: bool) -> None:
-        """Parameters stay whole on every rank."""
 
     def rhythm(self, micro_step: int) -> Hashable:
         """The first one's gradients stay, with buffers of their own; the last one reduces."""
