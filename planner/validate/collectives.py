@@ -43,7 +43,11 @@ def join_fakes(*, rank: int, num_ranks: int) -> None:
 
 @contextmanager
 def settled_collectives() -> Iterator[None]:
-    """Inside, collectives are over when they return, and hold nothing."""
+    """Inside, collectives are over when they return, and hold nothing.
+
+    To be entered before DeepSpeed joins: its backend keeps two of torch's functions as it finds
+    them (comm/torch.py:210 of DeepSpeed 0.19.8).
+    """
     methods = {name: _aside(getattr(torch.distributed, name)) for name in COLLECTIVES}
     scatter = methods["reduce_scatter_tensor"]
 

@@ -3,7 +3,6 @@
 import gc
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from deepspeed.module_inject import auto_ep_layer
 from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from planner.validate.collectives import settled_collectives
 from planner.validate.ledger import Ledger
 
 WITHOUT_RECORDERS = {
@@ -65,18 +65,6 @@ def build(case: dict[str, Any]) -> AutoEPMoELayer:
     return next(m for m in engine.module.modules() if isinstance(m, AutoEPMoELayer))
 
 
-def let_go_after_exchange() -> None:
-    """Give gloo's threads the moment that they hold on to tensors after a collective is done."""
-    exchange = auto_ep_layer.dist.all_to_all_single
-
-    def patient(*args: Any, **kwargs: Any) -> Any:
-        result = exchange(*args, **kwargs)
-        time.sleep(0.1)
-        return result
-
-    auto_ep_layer.dist.all_to_all_single = patient
-
-
 def watch_arrivals(arrived: list[tuple[int, list[int]]]) -> None:
     """Note how many rows each exchange brings, and each expert's share after alignment."""
     permute = auto_ep_layer.permute_by_local_expert
@@ -119,15 +107,15 @@ def main() -> None:
     """Run the case of the command line and write what was measured."""
     case = json.loads(sys.argv[1])
     gc.freeze()  # readings collect garbage: what the imports made need not be seen
-    deepspeed.init_distributed("gloo")
-    let_go_after_exchange()
-    layer = build(case)
     arrived: list[tuple[int, list[int]]] = []
     watch_arrivals(arrived)
-    with Ledger() as ledger:
-        measure(layer, case, ledger)
-        arrived.clear()
-        result = measure(layer, case, ledger)
+    with settled_collectives():
+        deepspeed.init_distributed("gloo")
+        layer = build(case)
+        with Ledger() as ledger:
+            measure(layer, case, ledger)
+            arrived.clear()
+            result = measure(layer, case, ledger)
     result["received_rows"], result["expert_rows"] = arrived[-1]
     Path(sys.argv[2]).write_text(json.dumps(result))
     torch.distributed.barrier()

@@ -17,6 +17,7 @@ from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
 from deepspeed.runtime.pipe.engine import PipelineEngine
 from torch.nn.functional import cross_entropy, linear
 
+from planner.validate.collectives import settled_collectives
 from planner.validate.ledger import Books, Ledger
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -110,10 +111,11 @@ def main() -> None:
     """Run the case of the command line and write the readings."""
     case, output = json.loads(sys.argv[1]), Path(sys.argv[2])
     gc.freeze()  # readings collect garbage twice a phase: what the imports made need not be seen
-    deepspeed.init_distributed("gloo")
     case["tokens"] = torch.zeros((case["batch"], case["length"]), dtype=torch.int64)
-    with Ledger() as ledger:
-        train(case, ledger)
+    with settled_collectives():
+        deepspeed.init_distributed("gloo")
+        with Ledger() as ledger:
+            train(case, ledger)
     output.write_text(json.dumps([reading._asdict() for reading in ledger.books.readings]))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()

@@ -4,6 +4,7 @@ The model is a chain of `Touch`: it hands a scalar on and, going back, leaves a 
 its parameter, in reverse order, and nothing else. So every byte beyond that is DeepSpeed's.
 """
 
+import contextlib
 import gc
 import json
 import os
@@ -21,6 +22,7 @@ from deepspeed.ops.adam import FusedAdam
 from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam  # noqa: F401 (slow: once)
 from deepspeed.utils import groups
 
+from planner.validate.collectives import join_fakes, settled_collectives
 from planner.validate.ledger import Ledger
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -157,30 +159,18 @@ def train(case: dict[str, Any], ledger: Ledger) -> None:
             engine.step()
 
 
-def init_distributed(backend: str) -> None:
-    """Join the other ranks; with ``fake`` collectives return at once and no other rank is needed.
+def run(case: dict[str, Any], backend: str) -> list[dict[str, Any]]:
+    """Train one case as the rank that the environment names; the readings of its phases.
 
-    Gloo's threads hold on to a tensor for a moment after its collective is done, so that some
-    readings see it a little longer; fake collectives make every reading repeatable.
+    With ``fake`` collectives return at once and no other rank is needed.
     """
     if backend == "fake":
-        from torch.testing._internal.distributed.fake_pg import FakeStore
-
-        torch.distributed.init_process_group(
-            "fake",
-            store=FakeStore(),
-            rank=int(os.environ["RANK"]),
-            world_size=int(os.environ["WORLD_SIZE"]),
-        )
-    deepspeed.init_distributed(backend)
-
-
-def run(case: dict[str, Any], backend: str) -> list[dict[str, Any]]:
-    """Train one case as the rank that the environment names; the readings of its phases."""
-    init_distributed(backend)
-    ledger = Ledger()
-    with ledger:
-        train(case, ledger)
+        join_fakes(rank=int(os.environ["RANK"]), num_ranks=int(os.environ["WORLD_SIZE"]))
+    settled = contextlib.nullcontext() if backend == "fake" else settled_collectives()
+    with settled:
+        deepspeed.init_distributed(backend)
+        with Ledger() as ledger:
+            train(case, ledger)
     return [reading._asdict() for reading in ledger.books.readings]
 
 

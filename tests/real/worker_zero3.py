@@ -12,7 +12,6 @@ import json
 import os
 import signal
 import sys
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,13 +19,13 @@ from typing import Any
 
 import deepspeed
 import torch
-import torch.testing._internal.distributed.fake_pg
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.utils import set_z3_leaf_modules, z3_leaf_module, z3_leaf_parameter
 from torch.utils.checkpoint import checkpoint
 
+from planner.validate.collectives import join_fakes, settled_collectives
 from planner.validate.ledger import Ledger
 
 CASE_SECONDS = 60
@@ -236,46 +235,19 @@ def split(weights: Any, groups: str) -> list[dict[str, Any]]:
 
 def run(case: dict[str, Any]) -> list[list[Any]]:
     """The marks of one case."""
-    if "world" in case:
-        start_alone(case["rank"], case["world"])
-    deepspeed.init_distributed("gloo")
-    if "world" not in case:
-        settle_collectives()
+    alone = "world" in case
+    if alone:
+        rank, world = case["rank"], case["world"]
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_SIZE": str(world)}
+        join_fakes(rank=rank, num_ranks=world)
     if case["precision"] == "fp16":
         get_accelerator().is_fp16_supported = lambda: True  # it is slow on a CPU, but it works
         torch.isinf = lambda x: x.abs() == torch.inf  # as ATen does it, where the ledger sees it
-    ledger = Ledger()
-    with ledger:
-        return train(case, ledger)
-
-
-def start_alone(rank: int, world: int) -> None:
-    """Be one rank of many whose collectives return at once, with what was in the buffers."""
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_SIZE": str(world)}
-    coordinator = sys.modules[PartitionedParameterCoordinator.__module__]
-    coordinator.assert_ints_same_as_other_ranks = bool  # nobody is there to compare
-    backend = sys.modules["deepspeed.comm.torch"]  # the attribute of this name is torch itself
-    backend.build_shm_op = lambda: None  # it would wait for other ranks on this machine
-    store = torch.testing._internal.distributed.fake_pg.FakeStore()
-    torch.distributed.init_process_group("fake", rank=rank, world_size=world, store=store)
-
-
-def settle_collectives() -> None:
-    """Let gloo's threads drop what they hold of a collective before anything else happens."""
-    backend = deepspeed.comm.comm.cdb
-    for name in ("all_gather_into_tensor", "reduce_scatter_tensor", "all_reduce"):
-        setattr(backend, name, _settled(getattr(backend, name)))
-
-
-def _settled(collective: Callable[..., Any]) -> Callable[..., Any]:
-    def settled(*args: Any, **kwargs: Any) -> Any:
-        work = collective(*args, **kwargs)
-        if work is not None:
-            work.wait()
-        time.sleep(0.02)
-        return work
-
-    return settled
+    settled = contextlib.nullcontext() if alone else settled_collectives()
+    with settled:
+        deepspeed.init_distributed("gloo")
+        with Ledger() as ledger:
+            return train(case, ledger)
 
 
 def import_late_modules() -> None:
