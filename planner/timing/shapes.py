@@ -1,0 +1,70 @@
+"""What layouts differ in, and what stays the same."""
+
+from dataclasses import dataclass, field, fields
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.model.description import Model
+from planner.spec.cluster import Cluster
+from planner.spec.deepspeed import DeepSpeed
+from planner.spec.megatron import Megatron
+from planner.spec.training import Training
+
+Integers = int | NDArray[np.int64]
+Seconds = float | NDArray[np.float64]
+Flags = bool | NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shapes:
+    """Layouts side by side: element i of every array belongs to the i-th.
+
+    A plain number holds for all layouts; arrays have one dim and the same length.
+    """
+
+    dp: Integers
+    tp: Integers = 1
+    pp: Integers = 1
+    ep: Integers = 1
+    sp: Integers = 1
+    zero_stage: Integers = 0
+    micro_batch_size: Integers = 1
+    """B: sequences per device and micro-step."""
+    micro_batches: Integers = 1
+    """Forward and backward passes per optimizer step and rank."""
+    recomputed_share: Seconds = 0.0
+    """Share of the blocks whose forward pass runs twice: 0 none, 1 full, 1/k every k-th."""
+    recomputes_core: Flags = False
+    """Selective recomputation: the core of attention runs twice."""
+    virtual_stages: Integers = 1
+    """Chunks of layers per pipeline rank (interleaved schedule)."""
+    offloads_optimizer: Flags = False
+    offloads_parameters: Flags = False
+
+    def __post_init__(self) -> None:
+        """Arrays of different lengths are a bug of the caller."""
+        assert len({value.shape for value in self.columns() if isinstance(value, np.ndarray)}) <= 1
+
+    def columns(self) -> tuple[Integers | Seconds | Flags, ...]:
+        """The values of all fields, in order."""
+        return tuple(getattr(self, each.name) for each in fields(self))
+
+    def __len__(self) -> int:
+        """Number of layouts; 1 if all are plain numbers."""
+        return max(np.size(value) for value in self.columns())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What all layouts of a search share."""
+
+    model: Model
+    cluster: Cluster
+    training: Training
+    """Its ``micro_batch_size``, ``global_batch_size`` and ``recompute`` are told by `Shapes`."""
+    deepspeed: DeepSpeed = field(default_factory=DeepSpeed)
+    engine: Literal["deepspeed", "megatron"] = "deepspeed"
+    megatron: Megatron = field(default_factory=Megatron)
+    """Only read with ``engine`` megatron."""
