@@ -59,7 +59,7 @@ def plan(
     from planner.report.plan import document, render, render_rank
     from planner.spec.load import load
 
-    spec = load(file)
+    spec = _settled(load(file))
     made = make_plan(spec, every_rank=as_json) if rank is None else plan_rank(spec, rank)
     if as_json:
         _print_json(document(made))
@@ -70,13 +70,39 @@ def plan(
 
 
 @app.command()
+def search(
+    file: File,
+    top: Annotated[int, typer.Option(min=1, help="So many layouts are shown.")] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """The layouts that fit, best first, and why the others do not; exit code 1 if none fits.
+
+    Degrees beside an `auto` in the file's layout are kept, and what its section `search` lists is
+    all that is tried; everything else is open, the micro-batch and recomputation too.
+    """
+    from time import perf_counter
+
+    from planner.report.search import document, render
+    from planner.search.search import search
+    from planner.spec.load import load
+
+    answer = search(load(file), clock=perf_counter)
+    if as_json:
+        _print_json(document(answer))
+    else:
+        _print(render, answer, top=top)
+    if not answer.ranked:
+        raise typer.Exit(DOES_NOT_FIT)
+
+
+@app.command()
 def explain(file: File, as_json: AsJson = False) -> None:
     """What is alive at the peak, who allocates it, and what each knob would change."""
     from planner.explain import make_explanation
     from planner.report.explain import document, render
     from planner.spec.load import load
 
-    explanation = make_explanation(load(file))
+    explanation = make_explanation(_settled(load(file)))
     if as_json:
         _print_json(document(explanation))
     else:
@@ -264,6 +290,19 @@ def import_(
     target = output or folder / "inventory.json"
     write_inventory(import_model(folder), target)
     typer.echo(f"wrote {target}; plan it with `model: {target}`")
+
+
+def _settled(spec: Any) -> Any:
+    """The file itself, or with the best layout in it where that is left open."""
+    if spec.layout != "auto":
+        return spec
+    from time import perf_counter
+
+    from planner.search.search import search
+
+    chosen = search(spec, clock=perf_counter).best
+    typer.echo(f"the search chose {chosen}", err=True)
+    return chosen.applied(spec)
 
 
 def main() -> None:

@@ -163,8 +163,16 @@ def notes_of_passes(spec: Spec, rank: int, model: Model) -> tuple[Note, ...]:
 
 
 def _run(spec: Spec, model: Model | None) -> Run:
-    model = _model(spec) if model is None else model
-    run = Run(
+    run = make_run(spec, named_model(spec) if model is None else model)
+    refused = refusals_of(spec, run)
+    if refused:
+        raise RefusedError("\n".join(told(spec, refusal) for refusal in refused))
+    return run
+
+
+def make_run(spec: Spec, model: Model) -> Run:
+    """What the engine is told of a file, whether it accepts it or not."""
+    return Run(
         model=model,
         training=spec.training,
         layout=spec.fixed_layout,
@@ -173,14 +181,15 @@ def _run(spec: Spec, model: Model | None) -> Run:
         devices_per_node=spec.cluster.devices_per_node,
         micro_steps=spec.micro_steps,
     )
-    case = Case(model, spec.cluster, run.training, run.layout, run.deepspeed)
-    refused = (*refusals(**case._asdict()), *limits(case))
-    if refused:
-        raise RefusedError("\n".join(_told(spec, refusal) for refusal in refused))
-    return run
 
 
-def _model(spec: Spec) -> Model:
+def refusals_of(spec: Spec, run: Run) -> tuple[Refusal, ...]:
+    """What DeepSpeed does not run of a file, and what the planner cannot count of it."""
+    case = Case(run.model, spec.cluster, run.training, run.layout, run.deepspeed)
+    return (*refusals(**case._asdict()), *limits(case))
+
+
+def named_model(spec: Spec) -> Model:
     """What the file names; a fault of the entry itself is told with the entry's line."""
     try:
         return load_model(spec.model, folder=spec.folder)
@@ -191,7 +200,7 @@ def _model(spec: Spec) -> Model:
         raise ModelError(f"{spec.at('model')}: {text.removeprefix('model: ')}") from None
 
 
-def _told(spec: Spec, refusal: Refusal) -> str:
+def told(spec: Spec, refusal: Refusal) -> str:
     """``file:line: key: fault; mend``."""
     where = spec.at(*refusal.key.split("."))
     return f"{where}: {str(refusal).removeprefix(refusal.key + ': ')}"

@@ -146,6 +146,44 @@ def test_a_rank_that_is_no_number(planner):
     assert "Traceback" not in ran.err
 
 
+OPEN = good("layout:\n  tp: 2\n  pp: 2\n  zero_stage: 1\n", "layout: {tp: 2, zero_stage: auto}\n")
+OPEN = OPEN.replace(
+    "deepspeed:\n", "search: {micro_batch_size: 1, pp: 2, recompute: full}\ndeepspeed:\n"
+)
+
+
+def test_a_search(tmp_path, planner):
+    path = tmp_path / "spec.yaml"
+    path.write_text(OPEN)
+    ran = planner("search", path, columns=120)
+    assert ran.code == FITS
+    assert "llama-3-8b on 16 x h100-sxm-80gb (79.10 GiB each): 2 of 2 layouts fit" in ran.out
+    told = json.loads(planner("search", path, "--json").out)
+    assert (told["schema"], told["num_layouts"]) == ("planner.search/1", 2)
+    assert {entry["layout"]["zero_stage"] for entry in told["layouts"]} == {0, 1}
+
+
+def test_a_search_that_finds_nothing(tmp_path, planner):
+    path = tmp_path / "spec.yaml"
+    path.write_text(OPEN.replace("h100-sxm-80gb", "{like: h100-sxm-80gb, memory: 8GiB}"))
+    ran = planner("search", path)
+    assert ran.code == DOES_NOT_FIT
+    assert "0 of 2 layouts fit" in ran.out
+    assert "GiB: " in ran.out
+    assert planner("plan", path).code == DOES_NOT_FIT
+
+
+def test_a_plan_of_an_open_layout_is_that_of_the_best(tmp_path, planner):
+    path = tmp_path / "spec.yaml"
+    path.write_text(OPEN)
+    best = json.loads(planner("search", path, "--json").out)["layouts"][0]
+    ran = planner("plan", path, "--json")
+    assert "the search chose dp 4, tp 2, pp 2" in ran.err
+    plan = json.loads(ran.out)
+    assert best["layout"].items() >= plan["layout"].items()
+    assert plan["verdict"]["headroom_bytes"] == best["headroom_bytes"]
+
+
 PEAK = {
     "phase": str,
     "allocated_bytes": int,

@@ -9,6 +9,7 @@ from planner.spec.cluster import Cluster, Device
 from planner.spec.devices import devices
 from planner.spec.layout import Layout
 from planner.spec.load import Spec
+from planner.spec.search import Search
 
 
 def dump(spec: Spec) -> str:
@@ -18,6 +19,7 @@ def dump(spec: Spec) -> str:
         "cluster": _cluster(spec.cluster),
         "training": _differing(spec.training),
         "layout": _layout(spec),
+        "search": _search(spec.search),
         "deepspeed": _deepspeed(spec),
     }
     kept = {key: value for key, value in sections.items() if value != {}}
@@ -60,6 +62,12 @@ def _layout(spec: Spec) -> Any:
         return "auto"
     free = next(axis for axis in ("dp", "tp", "pp", "ep", "sp") if axis not in spec.pinned)
     return {free: "auto"} | dict(spec.pinned)
+
+
+def _search(search: Search) -> dict[str, Any]:
+    """Choices as lists: YAML has no tuples."""
+    told = _differing(search)
+    return {key: list(held) if isinstance(held, tuple) else held for key, held in told.items()}
 
 
 def _differing(value: Any) -> dict[str, Any]:

@@ -30,13 +30,13 @@ def _size(value: object) -> int:
     return size
 
 
-def _whole(value: Any) -> Any:
+def whole(value: Any) -> Any:
     """``5e8`` as the whole number that it is: DeepSpeed's files write counts of elements so."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 Bytes = Annotated[int, BeforeValidator(_size), WithJsonSchema(_SIZE_SCHEMA)]
-Elements = Annotated[int, Field(ge=0), BeforeValidator(_whole)]
+Elements = Annotated[int, Field(ge=0), BeforeValidator(whole)]
 """Counts elements, not bytes, as DeepSpeed's buckets do."""
-Whole = Annotated[int, Field(gt=0, le=2**31), BeforeValidator(_whole)]
+Whole = Annotated[int, Field(gt=0, le=2**31), BeforeValidator(whole)]
 """A count in DeepSpeed's files."""

@@ -17,9 +17,10 @@ from planner.spec.door import check, suggest
 from planner.spec.faults import Document, Faults, show
 from planner.spec.layout import Layout
 from planner.spec.machines import read_cluster
+from planner.spec.search import Search
 from planner.spec.training import Training
 
-_SECTIONS = ["model", "cluster", "training", "layout", "deepspeed"]
+_SECTIONS = ["model", "cluster", "training", "layout", "search", "deepspeed"]
 _REQUIRED = {
     "model": "model: llama-3-8b",
     "cluster": "cluster: {nodes: 1, devices_per_node: 8, device: h100-sxm-80gb}",
@@ -41,6 +42,8 @@ class Spec:
     deepspeed: DeepSpeed
     pinned: Mapping[str, int] = field(default_factory=dict)
     """The degrees that a search must keep, ``zero_stage`` among them."""
+    search: Search = field(default_factory=Search)
+    """What a search may choose from."""
     auto_keys: frozenset[str] = frozenset()
     """Keys of ``zero_optimization`` that are ``auto``: they follow from the model."""
     warnings: tuple[str, ...] = ()
@@ -89,13 +92,14 @@ def load(path: Path | str) -> Spec:
     cluster = read_cluster(document, faults)
     training = _read_training(document, faults)
     degrees = read_degrees(document, faults)
+    search = _read_search(document, faults)
     said = read_keys(document, faults)
     parts = _Parts(document=document, degrees=degrees, cluster=cluster, said=said, faults=faults)
     layout = parts.layout()
     if training is not None:
         training = parts.agree(training, layout)
     faults.told()
-    if cluster is None or training is None or degrees is None or said is None:
+    if not (cluster and training and degrees and said and search):
         raise AssertionError(document.path)
     return Spec(
         path=document.path,
@@ -105,6 +109,7 @@ def load(path: Path | str) -> Spec:
         layout=layout or "auto",
         deepspeed=make_deepspeed(said),
         pinned=parts.pinned(),
+        search=search,
         auto_keys=auto_keys(said),
         warnings=tuple(faults.warnings),
         lines=document.lines,
@@ -147,6 +152,10 @@ def _read_training(document: Document, faults: Faults) -> Training | None:
     if "training" not in document.data:
         return None
     return check(document, ("training",), document.data["training"], Training, faults)
+
+
+def _read_search(document: Document, faults: Faults) -> Search | None:
+    return check(document, ("search",), document.data.get("search"), Search, faults)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ from planner.spec.deepspeed_keys import DeepSpeedKeys
 from planner.spec.degrees import LayoutEntry
 from planner.spec.fields import STRICT
 from planner.spec.machines import ClusterEntry, DeviceEntry
+from planner.spec.search import Search
 from planner.spec.training import Training
 
 SCHEMA_PATH = Path(__file__).parent / "schema.json"
@@ -36,6 +37,7 @@ class File:
     training: Training
     layout: Literal["auto"] | LayoutEntry = "auto"
     """Left out or `auto`: searched for."""
+    search: Search | None = None
     deepspeed: DeepSpeedKeys | None = None
 
 

@@ -389,6 +389,23 @@ NAMED = [
         others={"ds.json": CONFIG}),
 ]
 
+SEARCH = [
+    bad("search-of-text", "deepspeed:\n", "search: fast\ndeepspeed:\n", 15, "search",
+        "'fast' is not a mapping", "write its keys"),
+    bad("search-unknown-key", "deepspeed:\n", "search: {gpus: 8}\ndeepspeed:\n", 15, "search.gpus",
+        "is not a key here", "choose from tp"),
+    bad("search-nothing-to-choose", "deepspeed:\n", "search: {tp: []}\ndeepspeed:\n", 15,
+        "search.tp", "holds no choice", "leave the key out"),
+    bad("search-degree-of-0", "deepspeed:\n", "search: {pp: 0}\ndeepspeed:\n", 15, "search.pp",
+        "0 is out of bounds", "above 0"),
+    bad("search-second-choice", "deepspeed:\n", "search: {zero_stage: [1, 7]}\ndeepspeed:\n", 15,
+        "search.zero_stage.1", "7 is not a choice", "choose from 0, 1, 2, 3"),
+    bad("search-recompute", "deepspeed:\n", "search: {recompute: all}\ndeepspeed:\n", 15,
+        "search.recompute", "'all' is not a choice", "choose from none, selective, full"),
+    bad("search-tokens-as-text", "deepspeed:\n", "search: {tokens: 15T}\ndeepspeed:\n", 15,
+        "search.tokens", "'15T' is not a whole number", "without quotes or unit"),
+]
+
 # fmt: on
 BROKEN = [
     *FILES,
@@ -400,5 +417,6 @@ BROKEN = [
     *DEEPSPEED,
     *CONTRADICTIONS,
     *NAMED,
+    *SEARCH,
 ]  # fmt: skip
 """All of them; ids are unique."""

@@ -51,9 +51,7 @@ class Case(NamedTuple):
     @property
     def num_experts(self) -> set[int]:
         """Routed experts of a block; empty for a dense model."""
-        blocks = {id(placed.layer): placed.layer for placed in self.model.blocks}.values()
-        routed = (p for layer in blocks for p in layer.parameters if p.routed)
-        return {parameter.shape[0] for parameter in routed}
+        return routed_experts(self.model)
 
     @property
     def autotp(self) -> bool:
@@ -63,6 +61,13 @@ class Case(NamedTuple):
     def before(self, *version: int) -> bool:
         """Whether the release is older than this one."""
         return release(self.deepspeed.version) < version
+
+
+def routed_experts(model: Model) -> set[int]:
+    """Routed experts of a block; empty for a dense model."""
+    blocks = {id(placed.layer): placed.layer for placed in model.blocks}.values()
+    routed = (p for layer in blocks for p in layer.parameters if p.routed)
+    return {parameter.shape[0] for parameter in routed}
 
 
 Rule = Callable[[Case], Iterator[Refusal]]

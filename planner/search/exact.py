@@ -1,0 +1,75 @@
+"""One candidate walked exactly: what `planner plan` says of it."""
+
+from typing import NamedTuple
+
+from planner.memory.terms import Term
+from planner.model.description import Model
+from planner.plan import Plan, RankPlan, make_plan
+from planner.search.candidate import Candidate
+from planner.spec.load import Spec
+
+
+class Held(NamedTuple):
+    """The worst rank of a candidate, and whether its device and its host hold it."""
+
+    candidate: Candidate
+    stage: int
+    phase: str
+    allocated_bytes: int
+    reserved_bytes: int
+    device_bytes: int
+    device_high_bytes: int
+    """Upper end of the band."""
+    capacity_bytes: int
+    host_bytes: int
+    """Of the rank that keeps most there."""
+    host_capacity_bytes: int | None
+    """Of a rank's share of its node; None: not told."""
+    largest: Term
+    """Of the terms at the peak."""
+
+    @property
+    def headroom_bytes(self) -> int:
+        """What the worst rank leaves of its device."""
+        return self.capacity_bytes - self.device_bytes
+
+    @property
+    def host_over_bytes(self) -> int:
+        """What the host lacks."""
+        room = self.host_capacity_bytes
+        return 0 if room is None else max(0, self.host_bytes - room)
+
+    @property
+    def fits(self) -> bool:
+        """As a plan's verdict says it, and the host as well."""
+        return self.headroom_bytes >= 0 and not self.host_over_bytes
+
+
+def hold(spec: Spec, model: Model, candidate: Candidate) -> Held:
+    """Plan a candidate."""
+    return held(make_plan(candidate.applied(spec), model=model), candidate)
+
+
+def held(plan: Plan, candidate: Candidate) -> Held:
+    """What a search needs to know of a plan."""
+    worst = plan.worst
+    cluster = plan.spec.cluster
+    memory = cluster.host_memory_bytes
+    return Held(
+        candidate=candidate,
+        stage=worst.stage,
+        phase=worst.peak.phase,
+        allocated_bytes=worst.peak.peak_bytes,
+        reserved_bytes=worst.beyond.reserved_bytes,
+        device_bytes=worst.beyond.device_bytes,
+        device_high_bytes=worst.beyond.device_high_bytes,
+        capacity_bytes=plan.capacity_bytes,
+        host_bytes=max(rank.host_bytes for rank in plan.ranks),
+        host_capacity_bytes=memory and memory // cluster.devices_per_node,
+        largest=_largest(worst),
+    )
+
+
+def _largest(rank: RankPlan) -> Term:
+    terms = rank.peak.terms
+    return max(terms, key=lambda term: terms[term])

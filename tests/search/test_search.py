@@ -1,0 +1,82 @@
+"""The search against plans made one by one."""
+
+from dataclasses import replace
+from time import perf_counter
+
+import pytest
+
+from planner.errors import LayoutError, RefusedError
+from planner.plan import make_plan
+from planner.report.search import document
+from planner.search.search import search
+from planner.search.space import make_space
+from tests.search.small import DENSE, SPARSE, searched
+
+FEW = {"micro_batch_size": [1, 4], "recompute": ["none", "full"]}
+
+
+def found(spec):
+    return search(spec, clock=perf_counter)
+
+
+@pytest.mark.parametrize("model", [DENSE, SPARSE], ids=["dense", "sparse"])
+def test_what_fits_is_what_plans_say_fits(model):
+    spec = searched(model, devices=4, memory="3GiB", search=FEW)
+    answer = found(spec)
+    plans = {
+        candidate: make_plan(candidate.applied(spec), model=answer.model)
+        for candidate in make_space(spec, answer.model).candidates()
+    }
+    fitting = {c for c, plan in plans.items() if plan.verdict != "does not fit"}
+    assert {ranked.held.candidate for ranked in answer.ranked} == fitting
+    assert 0 < len(fitting) < len(plans) == answer.num_layouts
+    assert sum(answer.misfits.values()) == len(plans) - len(fitting)
+    for ranked in answer.ranked:
+        plan = plans[ranked.held.candidate]
+        assert ranked.held.allocated_bytes == plan.worst.peak.peak_bytes
+        assert ranked.held.headroom_bytes == plan.headroom_bytes
+
+
+def test_the_best_comes_first():
+    answer = found(searched(devices=4, search=FEW))
+    speeds = [ranked.tokens_per_second for ranked in answer.ranked]
+    assert speeds == sorted(speeds, reverse=True)
+    assert answer.best == answer.ranked[0].held.candidate
+
+
+def test_reasons_name_stage_lack_and_term():
+    answer = found(searched(devices=4, memory="2.5GiB", search=FEW))
+    assert answer.misfits
+    for reason in answer.misfits:
+        assert reason.startswith("stage ")
+        assert " GiB: " in reason
+
+
+def test_a_host_that_is_too_small_is_a_reason():
+    search_in = {"offload": "optimizer", "zero_stage": 2, "tp": 1, "pp": 1, "sp": 1, **FEW}
+    small = searched(devices=4, cluster={"host_memory": "400MiB"}, search=search_in)
+    assert list(found(small).misfits) == ["host over by 0.1 to 0.2 GiB: offloaded state"]
+    large = replace(small, cluster=replace(small.cluster, host_memory_bytes=2**40))
+    assert not found(large).misfits
+
+
+def test_where_nothing_is_legal_the_reasons_are_told():
+    with pytest.raises(RefusedError, match=r"spec.yaml:\d+: layout.zero_stage: .*pipeline"):
+        found(searched(search={"pp": 2, "zero_stage": 3}))
+
+
+def test_where_nothing_divides_it_is_told():
+    with pytest.raises(LayoutError, match=r"search: no degrees .* multiply to 8 devices"):
+        found(searched(search={"pp": 3}))
+
+
+def test_the_document_says_what_was_found():
+    answer = found(searched(devices=4, search=FEW))
+    told = document(answer)
+    assert told["schema"] == "planner.search/1"
+    assert (told["num_layouts"], told["num_fitting"]) == (answer.num_layouts, len(answer.ranked))
+    first = told["layouts"][0]
+    assert set(first["layout"]) == {
+        "dp", "tp", "pp", "ep", "sp", "zero_stage", "micro_batch_size", "recompute", "offload",
+    }  # fmt: skip
+    assert {"phase", "allocated_bytes", "reserved_bytes", "device_bytes"} <= set(first["peak"])
