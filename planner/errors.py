@@ -5,6 +5,7 @@ PlannerError
 ├── ModelError     a model description that cannot be read or is not known
 ├── LayoutError    degrees that do not divide, groups that do not exist
 ├── RefusedError   what the training framework itself refuses to run
+├── SettingsError  what PyTorch's allocator does not take
 ├── LaunchError    a validation that could not be started or recorded
 └── RehearsalError an operation that no rehearsal can answer
 
@@ -30,6 +31,10 @@ class LayoutError(PlannerError):
 
 class RefusedError(PlannerError):
     """A combination that the training framework refuses; quotes its file and line."""
+
+
+class SettingsError(PlannerError):
+    """A setting of PyTorch's caching allocator that it would refuse, or that is not known here."""
 
 
 class LaunchError(PlannerError):

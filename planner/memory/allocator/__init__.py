@@ -1,0 +1,1 @@
+"""PyTorch's caching allocator, without the memory: from allocations to what is reserved."""
