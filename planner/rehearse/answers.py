@@ -36,6 +36,9 @@ FILLED = {
 }
 """In-place operations whose result is their first argument, whatever the others hold."""
 
+FLASH_HEAD_SIZE = 256
+"""The largest head of CUDA's flash kernel (check_head_dim_size_flash)."""
+
 TENSOR: Any = torch.tensor
 
 
@@ -53,6 +56,7 @@ class Answers(TorchDispatchMode):
         del types
         kwargs = kwargs or {}
         if func in FILLED:
+            args[0].constant = None  # FakeTensorMode's knowledge of a value that is gone
             return args[0]
         answer = _ANSWERS.get(func)
         if answer is not None:
@@ -77,12 +81,33 @@ def _all(func: Any, *args: Any, **kwargs: Any) -> Any:
     return result
 
 
-def _value(_: Any, tensor: Any) -> bool | int | float:
-    """A tensor's value: on the device a norm or an overflow flag, on the host a step count."""
+_COUNTS: list[int] = []
+"""What counts of tokens on the device are at the moment, the innermost last."""
+
+
+@contextmanager
+def counting(tokens: int) -> Iterator[None]:
+    """Inside, whole numbers that are read from the device are so many."""
+    _COUNTS.append(tokens)
+    try:
+        yield
+    finally:
+        _COUNTS.pop()
+
+
+def _value(_: Any, tensor: Any) -> Any:
+    """A tensor's value: on the device a norm or an overflow flag, on the host a step count.
+
+    What was made of numbers on the host is known (``FakeTensor.constant``).
+    """
+    if tensor.constant is not None:
+        return tensor.constant.item()
     one = tensor.device.type == "cpu"
     if tensor.dtype == torch.bool:
         return getattr(tensor, "holds", False)
-    return float(one) if tensor.dtype.is_floating_point else int(one)
+    if tensor.dtype.is_floating_point:
+        return float(one)
+    return _COUNTS[-1] if _COUNTS and not one else int(one)
 
 
 def _moved(func: Any, tensor: Any, **kwargs: Any) -> Any:
@@ -115,6 +140,16 @@ def tensor(*args: Any, **kwargs: Any) -> Any:
     return TENSOR(*args, **kwargs, device="cpu").to(device)
 
 
+def _copied(tensor: Any, memo: dict[int, Any]) -> Any:
+    """As ``Parameter.__deepcopy__``; a fake tensor would copy the mode that it belongs to."""
+    if id(tensor) not in memo:
+        copy = tensor.detach().clone()
+        if isinstance(tensor, torch.nn.Parameter):
+            copy = torch.nn.Parameter(copy, tensor.requires_grad)
+        memo[id(tensor)] = copy
+    return memo[id(tensor)]
+
+
 def _set_data(variable: Any, data: Any) -> None:
     torch.Tensor.data.__set__(variable, data)
     variable.fake_device = data.fake_device
@@ -133,10 +168,12 @@ def attention(
     """The kernel that CUDA takes: flash for half precision without a mask, else mem-efficient.
 
     Shapes (B, A, S, D). Source: sdp_utils.cpp (aten/src/ATen/native/transformers/cuda), whose flash
-    kernel reads grouped keys and values as they are, while the other wants them repeated.
+    kernel wants values as wide as queries and reads grouped keys and values as they are, while the
+    other wants them repeated.
     """
     half = query.dtype in {torch.float16, torch.bfloat16}
-    if half and attn_mask is None:
+    depth = query.shape[-1]
+    if half and attn_mask is None and value.shape[-1] == depth <= FLASH_HEAD_SIZE:
         return aten._scaled_dot_product_flash_attention(
             query, key, value, dropout_p, is_causal, scale=scale
         )[0]
@@ -176,7 +213,7 @@ def without_bytes() -> Iterator[None]:
         stack.enter_context(replaced(torch, tensor=tensor))
         stack.enter_context(replaced(partition_parameters, _orig_torch_tensor=tensor))
         data = property(torch.Tensor.data.__get__, _set_data)
-        stack.enter_context(replaced(FakeTensor, data=data))
+        stack.enter_context(replaced(FakeTensor, data=data, __deepcopy__=_copied))
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))
         stack.enter_context(_movable())
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))

@@ -8,7 +8,7 @@ from typing import Any
 
 from planner.validate.job import Job, Place, RankResult, Tell
 from planner.validate.replaced import replaced
-from planner.validate.worker import preload, run_rank
+from planner.validate.worker import preload, read_spec, run_rank
 
 
 def rehearse_rank(job: Job, place: Place, tell: Tell) -> RankResult:
@@ -19,8 +19,10 @@ def rehearse_rank(job: Job, place: Place, tell: Tell) -> RankResult:
     preload()
     from planner.rehearse.answers import without_bytes
     from planner.rehearse.device import accelerator
+    from planner.rehearse.routing import stated_routing
 
-    with accelerator(), _as_if_real(), without_bytes():
+    imbalance = read_spec(job).training.expert_imbalance
+    with accelerator(), _as_if_real(), stated_routing(imbalance), without_bytes():
         result = run_rank(job, place, tell)
     resident_bytes = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     machine = {**result.machine, "peak_resident_bytes": resident_bytes}
@@ -34,8 +36,12 @@ def _as_if_real() -> Iterator[None]:
     import transformers.utils.import_utils as probes
     from deepspeed import comm
 
+    meshes: Any = torch.distributed.device_mesh
     with ExitStack() as stack:
         stack.enter_context(replaced(torch.nn.Module, _apply=_apply))
+        # A mesh reads the ranks out of a tensor.
+        make_mesh = _with_numbers(meshes.init_device_mesh)
+        stack.enter_context(replaced(meshes, init_device_mesh=make_mesh))
         stack.enter_context(replaced(torch.Tensor, record_stream=lambda *_: None))
         # transformers would take a fake tensor for a compilation, and write out every mask.
         stack.enter_context(replaced(probes, is_fake_tensor=lambda _: False))
@@ -48,6 +54,17 @@ def _as_if_real() -> Iterator[None]:
                 )
             )
         yield
+
+
+def _with_numbers(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same where tensors are real."""
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with _disable_current_modes():
+            return function(*args, **kwargs)
+
+    return run
 
 
 def _apply(module: Any, function: Callable[[Any], Any], recurse: bool = True) -> Any:
