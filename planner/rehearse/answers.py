@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from planner.errors import RehearsalError
 from planner.rehearse.device import NAME
+from planner.rehearse.kernels import Attention
 from planner.validate.replaced import replaced
 
 aten = torch.ops.aten
@@ -35,9 +36,6 @@ FILLED = {
     aten.copy_.default,
 }
 """In-place operations whose result is their first argument, whatever the others hold."""
-
-FLASH_HEAD_SIZE = 256
-"""The largest head of CUDA's flash kernel (check_head_dim_size_flash)."""
 
 TENSOR: Any = torch.tensor
 
@@ -155,37 +153,6 @@ def _set_data(variable: Any, data: Any) -> None:
     variable.fake_device = data.fake_device
 
 
-def attention(
-    query: Any,
-    key: Any,
-    value: Any,
-    attn_mask: Any = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Any:
-    """The kernel that CUDA takes: flash for half precision without a mask, else mem-efficient.
-
-    Shapes (B, A, S, D). Source: sdp_utils.cpp (aten/src/ATen/native/transformers/cuda), whose flash
-    kernel wants values as wide as queries and reads grouped keys and values as they are, while the
-    other wants them repeated.
-    """
-    half = query.dtype in {torch.float16, torch.bfloat16}
-    depth = query.shape[-1]
-    if half and attn_mask is None and value.shape[-1] == depth <= FLASH_HEAD_SIZE:
-        return aten._scaled_dot_product_flash_attention(
-            query, key, value, dropout_p, is_causal, scale=scale
-        )[0]
-    if enable_gqa:
-        groups = query.shape[1] // key.shape[1]
-        key, value = (each.repeat_interleave(groups, 1) for each in (key, value))
-    needs_gradient = any(each.requires_grad for each in (query, key, value))
-    return aten._scaled_dot_product_efficient_attention(
-        query, key, value, attn_mask, needs_gradient, dropout_p, is_causal, scale=scale
-    )[0]
-
-
 @contextmanager
 def _movable() -> Iterator[None]:
     """Fake tensors of host and device have the same dispatch keys.
@@ -204,8 +171,11 @@ def _movable() -> Iterator[None]:
 
 
 @contextmanager
-def without_bytes() -> Iterator[None]:
-    """Every tensor that is made inside the ``with`` has a shape and a device, and no memory."""
+def without_bytes(attention: Attention) -> Iterator[None]:
+    """Every tensor that is made inside the ``with`` has a shape and a device, and no memory.
+
+    ``attention``: in the place of ``scaled_dot_product_attention``.
+    """
     functional: Any = torch.nn.functional
     with ExitStack() as stack:
         # Names, not a function mode: autograd's nodes, which recompute, run without one.

@@ -103,7 +103,14 @@ class Event(Stream):
 
 
 class StandInAccelerator(CPU_Accelerator):
-    """DeepSpeed's view of the device: an accelerator with streams of its own, as CUDA is one."""
+    """DeepSpeed's view of the device: an accelerator with streams of its own, as CUDA is one.
+
+    Or, if it is ``synchronous``, one that computes at once, as a CPU does.
+    """
+
+    def __init__(self, *, synchronous: bool) -> None:
+        super().__init__()
+        self._synchronous = synchronous
 
     def device_name(self, device_index: int | None = None) -> str:
         """``standin`` or ``standin:0``."""
@@ -126,8 +133,8 @@ class StandInAccelerator(CPU_Accelerator):
         """A rank's own device is its first, wherever it would be in a node."""
 
     def is_synchronized_device(self) -> bool:
-        """Kernels run on streams: DeepSpeed then behaves as on CUDA."""
-        return False
+        """Where kernels run on streams, DeepSpeed behaves as on CUDA."""
+        return self._synchronous
 
     def communication_backend_name(self) -> str:
         """The process group of torch that pretends."""
@@ -174,11 +181,11 @@ class StandInAccelerator(CPU_Accelerator):
 
 
 @contextmanager
-def accelerator() -> Iterator[None]:
+def accelerator(*, synchronous: bool) -> Iterator[None]:
     """DeepSpeed's accelerator is the stand-in inside the ``with``."""
     register()
     before = get_accelerator()
-    set_accelerator(StandInAccelerator())
+    set_accelerator(StandInAccelerator(synchronous=synchronous))
     try:
         yield
     finally:

@@ -19,10 +19,19 @@ def rehearse_rank(job: Job, place: Place, tell: Tell) -> RankResult:
     preload()
     from planner.rehearse.answers import without_bytes
     from planner.rehearse.device import accelerator
+    from planner.rehearse.kernels import attention_of
     from planner.rehearse.routing import stated_routing
 
-    imbalance = read_spec(job).training.expert_imbalance
-    with accelerator(), _as_if_real(), stated_routing(imbalance), without_bytes():
+    place = replace(place, local_rank=0)  # wherever it would be in a node, it is alone here
+    spec = read_spec(job)
+    architecture = spec.cluster.device.architecture
+    with ExitStack() as stack:
+        stack.enter_context(accelerator(synchronous=architecture == "cpu"))
+        stack.enter_context(_as_if_real())
+        if architecture == "cpu":
+            stack.enter_context(_copies_of_gloo())
+        stack.enter_context(stated_routing(spec.training.expert_imbalance))
+        stack.enter_context(without_bytes(attention_of(architecture)))
         result = run_rank(job, place, tell)
     resident_bytes = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     machine = {**result.machine, "peak_resident_bytes": resident_bytes}
@@ -53,6 +62,21 @@ def _as_if_real() -> Iterator[None]:
                     broadcast_object_list=lambda *_, **__: None,
                 )
             )
+        yield
+
+
+@contextmanager
+def _copies_of_gloo() -> Iterator[None]:
+    """On CPUs what is reduced and scattered is copied first; NCCL copies nothing."""
+    import torch
+
+    scatter: Any = torch.distributed.reduce_scatter_tensor
+
+    def copied(output: Any, input: Any, **options: Any) -> Any:  # noqa: A002 - torch's name
+        input.clone()
+        return scatter(output, input, **options)
+
+    with replaced(torch.distributed, reduce_scatter_tensor=copied):
         yield
 
 

@@ -1,0 +1,72 @@
+"""The attention kernels that devices take, which torch would choose by where a tensor lies."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+Attention = Callable[..., Any]
+
+aten = torch.ops.aten
+
+FLASH_HEAD_SIZE = 256
+"""The largest head of CUDA's flash kernel (check_head_dim_size_flash)."""
+
+
+def attention_of(architecture: str) -> Attention:
+    """The stand-in for ``scaled_dot_product_attention`` on a device of this architecture."""
+    return on_cpu if architecture == "cpu" else on_cuda
+
+
+def on_cuda(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """Flash for half precision without a mask, else the memory-efficient kernel.
+
+    Shapes (B, A, S, D). Source: sdp_utils.cpp (aten/src/ATen/native/transformers/cuda), whose flash
+    kernel wants values as wide as queries and reads grouped keys and values as they are, while the
+    other wants them repeated.
+    """
+    half = query.dtype in {torch.float16, torch.bfloat16}
+    depth = query.shape[-1]
+    if half and attn_mask is None and value.shape[-1] == depth <= FLASH_HEAD_SIZE:
+        return aten._scaled_dot_product_flash_attention(
+            query, key, value, dropout_p, is_causal, scale=scale
+        )[0]
+    if enable_gqa:
+        groups = query.shape[1] // key.shape[1]
+        key, value = (each.repeat_interleave(groups, 1) for each in (key, value))
+    needs_gradient = any(each.requires_grad for each in (query, key, value))
+    return aten._scaled_dot_product_efficient_attention(
+        query, key, value, attn_mask, needs_gradient, dropout_p, is_causal, scale=scale
+    )[0]
+
+
+def on_cpu(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """Flash, or the operations one by one where values are narrower or there is dropout.
+
+    Source: sdp_utils_cpp.cpp (aten/src/ATen/native/transformers), use_flash_attention_cpp.
+    """
+    if dropout_p or value.shape[-1] != query.shape[-1]:
+        return aten._scaled_dot_product_attention_math(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )[0]
+    return aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
+    )[0]
