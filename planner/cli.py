@@ -312,7 +312,7 @@ def main() -> None:
         app()
     except PlannerError as error:
         typer.secho(str(error), err=True, fg="red")
-        sys.exit(BAD_INPUT)
+        sys.exit(error.exit_code)
     except BrokenPipeError:
         # Whoever read us has seen enough; leave no message about a closed pipe behind.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -333,16 +333,25 @@ def _progress() -> Iterator[Any]:
     """A line a reading, on what is now stderr; launchers send Ray's own words elsewhere."""
     stderr = sys.stderr
 
-    def tell(rank: int, reading: Any) -> None:
-        size = f"{reading.peak_bytes / 2**20:,.1f} MiB"
-        step = "start" if reading.step < 0 else f"step {reading.step}"
-        print(f"rank {rank}  {step}  {reading.phase}  {size}", file=stderr, flush=True)
+    def tell(rank: int | None, told: Any) -> None:
+        who = "" if rank is None else f"rank {rank}  "
+        print(f"{who}{_words(told)}", file=stderr, flush=True)
 
     try:
         yield tell
     except KeyboardInterrupt:
-        print("interrupted: all ranks were ended, the run is unfinished", file=stderr)
+        print("interrupted: no rank runs any more", file=stderr)
         raise typer.Exit(INTERRUPTED) from None
+
+
+def _words(told: Any) -> str:
+    """A note as it is; of a reading the phase and its highest point."""
+    from planner.validate.job import Note
+
+    if isinstance(told, Note):
+        return told.text
+    step = "start" if told.step < 0 else f"step {told.step}"
+    return f"{step}  {told.phase}  {told.peak_bytes / 2**20:,.1f} MiB"
 
 
 def _print_json(document: dict[str, Any]) -> None:

@@ -7,14 +7,19 @@ PlannerError
 ├── RefusedError   what the training framework itself refuses to run
 ├── SettingsError  what PyTorch's allocator does not take
 ├── LaunchError    a validation that could not be started or recorded
+├── EndedError     a validation that was ended by a signal before it was over
 └── RehearsalError an operation that no rehearsal can answer
 
 Every message says where, what, and the mend, with the values in it.
 """
 
+from typing import ClassVar
+
 
 class PlannerError(Exception):
-    """Something the user can mend; the commands print it and exit with 2."""
+    """Something the user can mend; the commands print it and exit with its code."""
+
+    exit_code: ClassVar[int] = 2
 
 
 class SpecError(PlannerError):
@@ -39,6 +44,14 @@ class SettingsError(PlannerError):
 
 class LaunchError(PlannerError):
     """A validation that could not be started, or whose record cannot be read or written."""
+
+
+class EndedError(PlannerError):
+    """A validation that a signal ended; the shell's code is 128 and the signal's number."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number  # type: ignore[misc]  # one instance's
 
 
 class RehearsalError(PlannerError):

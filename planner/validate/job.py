@@ -1,7 +1,8 @@
 """What a short real training is told, and what it tells: plain values that any launcher can carry.
 
 Nothing here imports torch, so a driver on another machine can read and write all of it. Every value
-goes to JSON and back with `as_document` and the classes' own ``read``.
+goes to JSON with `as_document` and comes back as its class's arguments, a `RankResult`, which holds
+others, with its ``read``.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,11 +32,6 @@ class Job:
     enforce_capacity: bool = False
     """On CPU ranks: an allocation beyond the device's memory raises out of memory."""
     seed: int = 0
-
-    @classmethod
-    def read(cls, document: Mapping[str, Any]) -> Self:
-        """Take back what `as_document` wrote."""
-        return cls(**document)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,10 +65,12 @@ class Reading:
     device_bytes: int | None = None
     """CUDA: total less free, as the driver says at the end of the phase."""
 
-    @classmethod
-    def read(cls, document: Mapping[str, Any]) -> Self:
-        """Take back what `as_document` wrote."""
-        return cls(**document)
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What is being done while there is nothing to read yet."""
+
+    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,11 +87,6 @@ class Failure:
     """Out of memory: the allocation that did not fit."""
     log: str | None = None
     """Path of what the rank printed."""
-
-    @classmethod
-    def read(cls, document: Mapping[str, Any]) -> Self:
-        """Take back what `as_document` wrote."""
-        return cls(**document)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,18 +110,18 @@ class RankResult:
         return cls(
             **dict(document)
             | {
-                "readings": tuple(Reading.read(each) for each in document["readings"]),
-                "failure": None if failure is None else Failure.read(failure),
+                "readings": tuple(Reading(**each) for each in document["readings"]),
+                "failure": None if failure is None else Failure(**failure),
             }
         )
 
 
-Tell = Callable[[Reading], None]
-"""Called by a rank as soon as a phase has been read."""
-Progress = Callable[[int, Reading], None]
-"""Called by a launcher in the driver's process: the rank, and what it has just read."""
+Tell = Callable[[Reading | Note], None]
+"""Called by a rank as soon as a phase has been read, and before the first with what it does."""
+Progress = Callable[[int | None, Reading | Note], None]
+"""Called by a launcher in the driver's process: what a rank tells, or, with None, what it does."""
 
 
-def as_document(value: Job | Place | Reading | Failure | RankResult) -> dict[str, Any]:
+def as_document(value: Job | Place | Reading | Note | Failure | RankResult) -> dict[str, Any]:
     """The value as JSON knows it."""
     return asdict(value)

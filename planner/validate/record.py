@@ -139,7 +139,7 @@ def read_record(folder: Path) -> Recorded:
             folder=folder,
             spec=paths.spec.read_text(encoding="utf-8"),
             plan=json.loads(paths.plan.read_text(encoding="utf-8")),
-            job=Job.read(json.loads(paths.job.read_text(encoding="utf-8"))),
+            job=Job(**json.loads(paths.job.read_text(encoding="utf-8"))),
             results=_results(verdict.pop("ranks"), paths.readings.read_text(encoding="utf-8")),
             verdict=verdict,
         )

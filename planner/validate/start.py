@@ -3,11 +3,13 @@
 from datetime import UTC, datetime
 from pathlib import Path
 
+from planner.errors import EndedError
 from planner.spec.load import Spec
 from planner.units import GIB
-from planner.validate.job import Progress
+from planner.validate.job import Note, Progress
 from planner.validate.launch import Launcher
 from planner.validate.record import Paths
+from planner.validate.signals import Ended, ended_by_signals
 from planner.validate.validate import Describe, Validation, free_run, validate
 
 RUNS = Path("validations")
@@ -36,13 +38,29 @@ def start(
     describe: Describe,
     progress: Progress,
 ) -> Validation:
-    """Validate a file; the record goes to ``out``, or to a new folder below `RUNS`."""
+    """Validate a file; the record goes to ``out``, or to a new folder below `RUNS`.
+
+    Raises:
+        EndedError: Ctrl-C, SIGTERM or SIGHUP.
+
+    """
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     run = (out or free_run(RUNS, spec.path.stem, stamp)).resolve()
     launcher = _launcher(
         spec, local=local, address=address, logs=Paths(run).logs, silence_seconds=silence_seconds
     )
-    return validate(spec, launcher, run=run, steps=steps, describe=describe, progress=progress)
+    progress(None, Note(f"the record goes to {run}"))
+    try:
+        with ended_by_signals():
+            return validate(
+                spec, launcher, run=run, steps=steps, describe=describe, progress=progress
+            )
+    except Ended as ended:
+        raise EndedError(
+            f"{run}: ended by {ended}: no rank runs any more, and the run is unfinished; run it "
+            f"again with `--out {run}`; what was printed is in {Paths(run).logs}",
+            ended.number,
+        ) from None
 
 
 def _launcher(

@@ -9,7 +9,7 @@ from planner.plan import Plan, make_plan
 from planner.spec.dump import dump
 from planner.spec.load import Spec, load
 from planner.validate.compare import Point, points
-from planner.validate.job import Job, Progress, RankResult, Reading, as_document
+from planner.validate.job import Job, Note, Progress, RankResult, Reading, as_document
 from planner.validate.launch import Launcher
 from planner.validate.launch.outcome import root_failure
 from planner.validate.record import Paths, open_record, read_record
@@ -102,9 +102,11 @@ def validate(
     job = make_job(spec, steps=steps)
     with open_record(run, spec=job.spec, plan=describe(plan), job=job) as record:
 
-        def tell(rank: int, reading: Reading) -> None:
-            record.tell(rank, reading)
-            progress(rank, reading)
+        def tell(rank: int | None, told: Reading | Note) -> None:
+            if isinstance(told, Reading):
+                assert rank is not None
+                record.tell(rank, told)
+            progress(rank, told)
 
         results = launcher.run(job, progress=tell)
         made = Validation(

@@ -16,7 +16,7 @@ from typing import Any
 from planner.errors import LaunchError
 from planner.spec.devices import handle_workspace_bytes
 from planner.spec.load import Spec, load
-from planner.validate.job import Failure, Job, Place, RankResult, Reading, Tell
+from planner.validate.job import Failure, Job, Note, Place, RankResult, Reading, Tell
 from planner.validate.launch.environment import environment
 from planner.validate.machine import describe_machine
 
@@ -89,6 +89,7 @@ class _Run:
     def train(self) -> None:
         """Everything from the environment to the last step."""
         os.environ |= environment(self.job, self.place)
+        self.tell(Note("importing torch and DeepSpeed"))
         preload()
         self.machine = describe_machine(self.job.accelerator)
         spec = read_spec(self.job)
@@ -97,7 +98,9 @@ class _Run:
                 f"the layout has {spec.fixed_layout.num_devices} ranks, the job "
                 f"{self.job.num_ranks}"
             )
+        self.tell(Note("joining the others; DeepSpeed compiles its extension the first time"))
         with _joined(self.job, self.place):
+            self.tell(Note("building the model and DeepSpeed's engine"))
             trainable = _trainable(spec, self.place.rank, self.job.seed)
             self.meter = _meter(self.job, spec, self.tell)
             with self.meter:

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 from planner.validate.job import Failure, RankResult, Reading
 
@@ -61,3 +62,22 @@ def slow(_job, _place, tell):
     for step in range(600):
         tell(reading(step))
         time.sleep(0.5)
+
+
+def together(job, place, tell):
+    """Rank 0 waits for rank 0 of another validation of the same folder's files."""
+    if place.rank == 0:
+        (Path(job.folder) / f"here-{os.getpid()}").touch()
+        while len(list(Path(job.folder).glob("here-*"))) < 2:
+            time.sleep(0.1)
+    return well(job, place, tell)
+
+
+def until_allowed(job, place, tell):
+    """Go on until the folder of the file has another one, ``enough``."""
+    step = 0
+    while not (Path(job.folder) / "enough").exists():
+        tell(reading(step))
+        step += 1
+        time.sleep(0.3)
+    return well(job, place, tell)

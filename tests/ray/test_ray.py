@@ -37,7 +37,10 @@ def launch(tmp_path, monkeypatch, request):
 def test_every_rank_runs_in_its_place_and_tells_what_it_reads(launch, tmp_path, capfd):
     results, told = launch(ranks.well, group_size=2)
     assert [result.outcome for result in results] == ["done", "done"]
-    assert sorted(told, key=lambda each: (each[0], each[1].step)) == [
+    notes = [each.text for rank, each in told if rank is None]
+    assert notes == ["starting a Ray on this machine", "2 ranks, on nodes: 1"]
+    readings = [each for each in told if each[0] is not None]
+    assert sorted(readings, key=lambda each: (each[0], each[1].step)) == [
         (rank, ranks.reading(step)) for rank in range(2) for step in range(3)
     ]
     seen = [result.machine for result in results]

@@ -95,7 +95,7 @@ def silent(job, place, tell):
 
 
 def test_a_killed_rank_ends_the_others(tmp_path, monkeypatch):
-    monkeypatch.setattr("planner.validate.launch.local.GRACE_SECONDS", 1.0)
+    monkeypatch.setattr("planner.validate.launch.outcome.GRACE_SECONDS", 1.0)
     results = run(make_job(tmp_path, layout={}), tmp_path, target=killed)
     assert [result.outcome for result in results] == ["lost", "lost"]
     assert [result.failure.kind for result in results] == ["interrupted", "killed"]

@@ -18,7 +18,7 @@ def main() -> None:
         master_address=os.environ["MASTER_ADDR"],
         master_port=int(os.environ["MASTER_PORT"]),
     )
-    jobs = [Job.read(document) for document in json.loads(sys.argv[1])]
+    jobs = [Job(**document) for document in json.loads(sys.argv[1])]
     results = [as_document(run_rank(job, place, lambda _: None)) for job in jobs]
     Path(sys.argv[2]).write_text(json.dumps(results))
 

@@ -34,7 +34,7 @@ def test_a_result_comes_back_as_it_was():
 def test_jobs_places_and_failures_come_back_as_they_were():
     job = Job(spec="model: x", folder="f", num_ranks=2, enforce_capacity=True)
     place = Place(rank=1, local_rank=0, local_size=1, master_address="h", master_port=1)
-    assert Job.read(through_json(job)) == job
+    assert Job(**through_json(job)) == job
     assert Place(**through_json(place)) == place
     failure = Failure(kind="killed", message="by a signal")
-    assert Failure.read(through_json(failure)) == failure
+    assert Failure(**through_json(failure)) == failure

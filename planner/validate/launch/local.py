@@ -15,17 +15,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
-from planner.validate.job import Job, Place, Progress, RankResult, Reading, Tell, as_document
+from planner.validate.job import (
+    Job,
+    Note,
+    Place,
+    Progress,
+    RankResult,
+    Reading,
+    Tell,
+    as_document,
+)
 from planner.validate.launch.environment import clear_shared_memory
-from planner.validate.launch.outcome import lost, settle
+from planner.validate.launch.outcome import Patience, lost, settle
+from planner.validate.signals import undisturbed
 
 RunRank = Callable[[Job, Place, Tell], RankResult]
 
-GRACE_SECONDS = 15.0
-"""After one rank failed, how long the others may still tell how they ended."""
 PRELOADED = "planner.validate.preloaded"
 
 
@@ -48,7 +55,8 @@ class LocalLauncher:
             attempt.start()
             silence = attempt.listen()
         finally:
-            attempt.end()
+            with undisturbed():
+                attempt.end()
         return settle(
             attempt.told, attempt.ended, silence_seconds=silence, logs=attempt.log_paths()
         )
@@ -94,22 +102,15 @@ class _Attempt:
 
     def listen(self) -> float | None:
         """Until all have ended, or are not to be waited for; how long nobody spoke, if that."""
-        patience = self.launcher.silence_seconds
-        deadline = monotonic() + patience
+        patience = Patience(self.launcher.silence_seconds)
         while self.pipes:
-            ready = wait(list(self.pipes), max(0.0, deadline - monotonic()))
+            ready = wait(list(self.pipes), patience.left)
             if not ready:
-                return None if self._failed() else patience
+                return patience.silence
             for pipe in ready:
                 self._hear(pipe)  # type: ignore[arg-type]  # only connections were given
-            if not self._failed():
-                deadline = monotonic() + patience
-            elif deadline > monotonic() + GRACE_SECONDS:
-                deadline = monotonic() + GRACE_SECONDS
+            patience.renew(self.ended)
         return None
-
-    def _failed(self) -> bool:
-        return any(result.outcome != "done" for result in self.ended.values())
 
     def _hear(self, pipe: Connection) -> None:
         rank = self.pipes[pipe]
@@ -121,9 +122,11 @@ class _Attempt:
                 self.ended[rank] = self._lost(rank)
             return
         if "reading" in message:
-            reading = Reading.read(message["reading"])
+            reading = Reading(**message["reading"])
             self.told[rank].append(reading)
             self.progress(rank, reading)
+        elif "note" in message:
+            self.progress(rank, Note(**message["note"]))
         else:
             self.ended[rank] = self._with_log(RankResult.read(message["result"]))
 
@@ -173,8 +176,8 @@ def _run_one(run_rank: RunRank, job: Job, place: Place, pipe: Connection, log: s
     _end_with_parent()
     _print_to(log)
 
-    def tell(reading: Reading) -> None:
-        _send(pipe, "reading", reading)
+    def tell(told: Reading | Note) -> None:
+        _send(pipe, "note" if isinstance(told, Note) else "reading", told)
 
     _send(pipe, "result", run_rank(job, place, tell))
     pipe.close()
@@ -182,7 +185,7 @@ def _run_one(run_rank: RunRank, job: Job, place: Place, pipe: Connection, log: s
     os._exit(0)  # DeepSpeed's clean-up at exit would wait for other ranks
 
 
-def _send(pipe: Connection, kind: str, value: Reading | RankResult) -> None:
+def _send(pipe: Connection, kind: str, value: Reading | Note | RankResult) -> None:
     pipe.send_bytes(json.dumps({kind: as_document(value)}).encode())
 
 

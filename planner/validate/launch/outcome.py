@@ -1,12 +1,45 @@
-"""What became of the ranks of a job, from what each of them told before the end. Pure."""
+"""What became of the ranks of a job, from what each of them told before the end."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from time import monotonic
 
 from planner.validate.job import Failure, RankResult, Reading
 
 CAUSES = ("node_lost", "killed", "out_of_memory", "error", "hung", "interrupted")
 """Why a job ends: the first of these that is there explains the others."""
+
+GRACE_SECONDS = 15.0
+"""After one rank failed, how long the others may still tell how they ended."""
+
+
+class Patience:
+    """How long a launcher waits for news: anew after each, but not after a rank has failed."""
+
+    def __init__(self, silence_seconds: float) -> None:
+        self._silence_seconds = silence_seconds
+        self._failed = False
+        self._deadline = monotonic() + silence_seconds
+
+    def renew(self, ended: Mapping[int, RankResult]) -> None:
+        """There was news; ``ended`` tells what became of the ranks so far."""
+        if self._failed:
+            return
+        self._failed = any(result.outcome != "done" for result in ended.values())
+        seconds = (
+            min(GRACE_SECONDS, self._silence_seconds) if self._failed else self._silence_seconds
+        )
+        self._deadline = monotonic() + seconds
+
+    @property
+    def left(self) -> float:
+        """Seconds until the end of patience."""
+        return max(0.0, self._deadline - monotonic())
+
+    @property
+    def silence(self) -> float | None:
+        """How long nobody spoke, if it was that which ended patience and no rank's failure."""
+        return None if self._failed else self._silence_seconds
 
 
 def settle(

@@ -6,30 +6,28 @@ are numbered node by node. What Ray prints goes to a log of its own.
 
 import os
 import secrets
-import shutil
 import signal
 import socket
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from planner.errors import LaunchError
-from planner.validate.job import Job, Place, Progress, RankResult, Reading
-from planner.validate.launch.environment import clear_shared_memory, end_marked
-from planner.validate.launch.outcome import lost, root_failure, settle
+from planner.validate.job import Failure, Job, Note, Place, Progress, RankResult, Reading
+from planner.validate.launch.environment import clear_shared_memory
+from planner.validate.launch.keeper import MARK, kept_folder
+from planner.validate.launch.outcome import Patience, lost, root_failure, settle
 from planner.validate.launch.ray_rank import RankActor, RunRank, Where, with_log
+from planner.validate.signals import daemons_start, undisturbed
 
-GRACE_SECONDS = 15.0
-"""After one rank failed, how long the others may still tell how they ended."""
 STORE_BYTES = 80 * 2**20
 """Readings are small; Ray accepts no smaller object store than about 75 MiB."""
-MARK = "PLANNER_RAY"
-"""Every process of a Ray of our own has it in its environment."""
+NODE_SECONDS = 30.0
+"""For a node that lost a process to show that it is still there."""
 QUIET = {
     "RAY_worker_niceness": "0",  # 15 unless told: on a busy machine ranks would starve
     "RAY_memory_monitor_refresh_ms": "0",  # ends ranks for what other programs take
@@ -61,7 +59,7 @@ class RayLauncher:
         results: tuple[RankResult, ...] = ()
         for attempt in range(1, self.attempts + 1):
             try:
-                with _connected(self.address, job, self.logs):
+                with _connected(self, job, progress):
                     results = _Attempt(self, job, progress).run()
             except LaunchError:
                 if results:  # the cluster is too small without the node that it lost
@@ -69,42 +67,48 @@ class RayLauncher:
                 if attempt == self.attempts:
                     raise
                 continue
-            if not _try_again(results):
+            cause = _worth_another(results)
+            if cause is None or attempt == self.attempts:
                 break
+            rank, failure = cause
+            told = f"rank {rank}: {failure.kind}: {failure.message}; trying once more"
+            progress(None, Note(told))
         return results
 
 
-def _try_again(results: Sequence[RankResult]) -> bool:
-    """Whether a node was lost, or a process before it had said anything."""
+def _worth_another(results: Sequence[RankResult]) -> tuple[int, Failure] | None:
+    """The rank and failure where a node was lost, or a process before anybody read anything."""
     cause = root_failure(results)
     if cause is None or cause.failure is None:
-        return False
+        return None
     silent = not any(result.readings for result in results)
-    return cause.failure.kind == "node_lost" or (cause.failure.kind == "killed" and silent)
+    again = cause.failure.kind == "node_lost" or (cause.failure.kind == "killed" and silent)
+    return (cause.rank, cause.failure) if again else None
 
 
 @contextmanager
-def _connected(address: str | None, job: Job, logs: Path) -> Iterator[None]:
+def _connected(launcher: "RayLauncher", job: Job, progress: Progress) -> Iterator[None]:
     """A Ray to talk to; one of our own is gone afterwards, with all of its processes."""
-    own = None if address else tempfile.mkdtemp(prefix="ray-")
-    with (
-        (logs / "ray.log").open("a", encoding="utf-8") as log,
-        redirect_stderr(log),
-        redirect_stdout(log),
-        _environment({MARK: own} | _own_environment() if own else {}),
-    ):
+    with (launcher.logs / "ray.log").open("a", encoding="utf-8") as log, ExitStack() as stack:
+        stack.enter_context(redirect_stderr(log))
+        stack.enter_context(redirect_stdout(log))
+        address, own = launcher.address, None
+        if address is None:
+            own = stack.enter_context(kept_folder())
+            stack.enter_context(_environment({MARK: own} | _own_environment()))
         try:
             import ray
         except ImportError:
             raise LaunchError("ray is not installed; install planner[validate]") from None
+        where = f"connecting to Ray at {address}" if address else "starting a Ray on this machine"
+        progress(None, Note(where))
         try:
-            _connect(ray, address, job, own)
+            with daemons_start():
+                _connect(ray, address, job, own)
             yield
         finally:
-            ray.shutdown()
-            if own:
-                end_marked(f"{MARK}={own}")
-                shutil.rmtree(own, ignore_errors=True)
+            with undisturbed():
+                ray.shutdown()
 
 
 def _own_environment() -> dict[str, str]:
@@ -186,6 +190,8 @@ class _Attempt:
     logs: dict[int, str] = field(default_factory=dict)
     told: dict[int, list[Reading]] = field(default_factory=dict)
     ended: dict[int, RankResult] = field(default_factory=dict)
+    answers: dict[str, bool] = field(default_factory=dict)
+    """Of nodes that lost a process: whether they are still there."""
 
     def run(self) -> tuple[RankResult, ...]:
         """Start, listen until all have ended or one has failed, and clear away."""
@@ -198,7 +204,8 @@ class _Attempt:
         except ray.exceptions.RayError as error:
             raise LaunchError(f"the ranks could not be started: {_first_line(error)}") from error
         finally:
-            self._end(group)
+            with undisturbed():
+                self._end(group)
         return settle(self.told, self.ended, silence_seconds=silence, logs=self.logs)
 
     def _room(self) -> Any:
@@ -248,6 +255,7 @@ class _Attempt:
         ]
         self.logs = dict(enumerate(ray.get(paths, timeout=seconds)))
         self.told = {rank: [] for rank in range(len(self.actors))}
+        self.progress(None, Note(f"{len(order)} ranks, on nodes: {len(first)}"))
 
     def _listen(self) -> float | None:
         """Take what the ranks tell; return how long they were silent, if that is why it ended."""
@@ -266,16 +274,16 @@ class _Attempt:
             ): rank
             for rank, actor in enumerate(self.actors)
         }
+        patience = Patience(launcher.silence_seconds)
         while streams:
-            failed = any(result.outcome != "done" for result in self.ended.values())
-            patience = GRACE_SECONDS if failed else launcher.silence_seconds
-            ready, _ = ray.wait(list(streams), timeout=patience)
+            ready, _ = ray.wait(list(streams), timeout=patience.left)
             if not ready:
-                return None if failed else patience
+                return patience.silence
             for stream in ready:
                 self._take(streams[stream], stream)
                 if streams[stream] in self.ended:
                     del streams[stream]
+            patience.renew(self.ended)
         return None
 
     def _take(self, rank: int, stream: Any) -> None:
@@ -289,20 +297,19 @@ class _Attempt:
             return
         if isinstance(each, RankResult):
             self.ended[rank] = with_log(each, self.logs[rank])
-        else:
+            return
+        if isinstance(each, Reading):
             self.told[rank].append(each)
-            self.progress(rank, each)
+        self.progress(rank, each)
 
     def _lost(self, rank: int, error: Exception) -> RankResult:
-        """The process is gone; whether its node is, too, the cluster knows."""
-        import ray
-
+        """The process is gone, and perhaps its node."""
         where, log, readings = self.where[rank], self.logs[rank], self.told[rank]
-        with suppress(Exception):  # a cluster that is gone as a whole cannot say
-            alive = {node["NodeID"]: node["Alive"] for node in ray.nodes()}
-            if not alive.get(where.node, False):
-                message = f"node {where.address} died, and with it process {where.process}"
-                return lost(rank, "node_lost", message, readings, log)
+        if where.node not in self.answers:
+            self.answers[where.node] = self.launcher.address is None or node_answers(where.node)
+        if not self.answers[where.node]:
+            message = f"node {where.address} died, and with it process {where.process}"
+            return lost(rank, "node_lost", message, readings, log)
         message = f"process {where.process} on {where.address} died: {_first_line(error)}"
         return lost(rank, "killed", message, readings, log)
 
@@ -340,6 +347,24 @@ class _Attempt:
                     os.kill(each.process, signal.SIGKILL)
             if self.where:
                 clear_shared_memory(self.where[0].address, self.port)
+
+
+def node_answers(node: str) -> bool:
+    """Whether a node still runs what it is given: a cluster notices its end some time later."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    there = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
+    probe = ray.remote(num_cpus=0, max_retries=0)(_nothing).options(scheduling_strategy=there)
+    try:
+        ray.get(probe.remote(), timeout=NODE_SECONDS)
+    except ray.exceptions.RayError:
+        return False
+    return True
+
+
+def _nothing() -> None:
+    """What a node is asked to do."""
 
 
 def _first_line(error: Exception) -> str:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from planner.validate.job import Failure, Job, Place, RankResult, Reading, Tell
+from planner.validate.job import Failure, Job, Note, Place, RankResult, Reading, Tell
 from planner.validate.launch.environment import (
     enter_extensions,
     environment,
@@ -68,8 +68,8 @@ class RankActor:
 
     def run(
         self, job: Job, place: Place, devices: str, run_rank: RunRank, silence_seconds: float
-    ) -> Iterator[Reading | RankResult]:
-        """Readings as they come, then the result.
+    ) -> Iterator[Reading | Note | RankResult]:
+        """What the rank tells as it comes, then the result.
 
         The rank runs in a thread, for its readings leave the process while it goes on. If it says
         nothing for ``silence_seconds`` the log shows where it stands.
@@ -81,7 +81,7 @@ class RankActor:
         os.environ["TORCH_EXTENSIONS_DIR"] = extensions
         if devices:
             os.environ["CUDA_VISIBLE_DEVICES"] = devices
-        told: queue.SimpleQueue[Reading | RankResult] = queue.SimpleQueue()
+        told: queue.SimpleQueue[Reading | Note | RankResult] = queue.SimpleQueue()
         threading.Thread(
             target=lambda: told.put(_result(job, place, run_rank, told.put)), daemon=True
         ).start()

@@ -124,7 +124,7 @@ def _result(rank: Mapping[str, Any], terms: Sequence[str]) -> RankResult:
     return RankResult(
         rank=rank["rank"],
         outcome=rank["outcome"],
-        failure=None if failure is None else Failure.read(failure),
+        failure=None if failure is None else Failure(**failure),
         readings=tuple(_reading(row, terms) for row in rank["readings"]),
     )
 

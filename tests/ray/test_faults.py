@@ -1,0 +1,179 @@
+"""``planner validate`` on real processes, when something comes between."""
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.ray.processes import MARK, left
+
+pytestmark = pytest.mark.ray
+
+ROOT = Path(__file__).parents[2]
+FILE = """
+model: {model_type: llama, hidden_size: 64, intermediate_size: 128, num_hidden_layers: 2,
+  num_attention_heads: 4, num_key_value_heads: 2, vocab_size: 256, max_position_embeddings: 64}
+cluster: {nodes: 1, devices_per_node: 2, device: cpu, intra_node_link: host-memory}
+training: {sequence_length: 32, optimizer_kernel: foreach}
+layout: {zero_stage: 1}
+"""
+
+
+class Machine:
+    """Starts processes that all carry a mark, in a temporary folder of their own."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.temporary = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))  # sockets have short names
+        self.mark = secrets.token_hex(8)
+        self.file = folder / "small.yaml"
+        self.file.write_text(FILE)
+        self.told = {MARK: self.mark, "PYTHONPATH": str(ROOT), "TMPDIR": str(self.temporary)}
+
+    @contextmanager
+    def start(self, *words, **told):
+        """A Python module; its output is text and its errors come with it."""
+        with subprocess.Popen(
+            [sys.executable, "-m", *words],
+            cwd=self.folder,
+            env=os.environ | self.told | told,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+    def validate(self, function, out="run", *options, **told):
+        words = ("tests.ray.driver", function, "validate", str(self.file), "--out", out)
+        return self.start(*words, *options, **told)
+
+    @property
+    def rays(self):
+        """Temporary folders of Rays."""
+        return list(self.temporary.glob("planner-ray-*"))
+
+
+@pytest.fixture
+def machine(tmp_path):
+    made = Machine(tmp_path)
+    yield made
+    assert not left(made.mark)
+    shutil.rmtree(made.temporary)
+
+
+def read_until(process, words):
+    """Its lines up to the first one that has the words."""
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if words in line:
+            return "".join(lines)
+    raise AssertionError("".join(lines))
+
+
+def end(process):
+    """Its exit code and what it still prints."""
+    printed, _ = process.communicate(timeout=100)
+    return process.returncode, printed
+
+
+SIGNALS = {signal.SIGINT: os.killpg, signal.SIGTERM: os.kill, signal.SIGHUP: os.killpg}
+"""A terminal tells all processes of a group; ``kill`` tells one."""
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_a_signal_ends_every_rank_and_leaves_an_unfinished_run(machine, number):
+    with machine.validate("slow") as process:
+        before = read_until(process, "rank 1  step 1")
+        SIGNALS[number](process.pid, number)
+        code, printed = end(process)
+    assert "starting a Ray" in before
+    assert code == 128 + number
+    run = machine.folder / "run"
+    assert f"ended by {number.name}" in printed
+    assert f"`--out {run}`; what was printed is in {run / 'logs'}" in printed
+    assert "Traceback" not in printed
+    assert (run / "logs" / "rank-1.log").is_file()
+    assert not (run / "result.json").exists()
+    assert not left(machine.mark)
+    assert not machine.rays
+
+
+def test_nothing_outlives_a_driver_that_is_killed_and_its_folder_can_be_run_again(machine):
+    with machine.validate("slow") as process:
+        read_until(process, "rank 1  step 1")
+        process.kill()
+    assert not left(machine.mark)
+    assert not machine.rays
+    with machine.validate("well") as process:
+        code, printed = end(process)
+    assert code == 1, "what `well` tells is not what is planned"
+    assert f"recorded in {machine.folder / 'run'}" in printed
+    assert (machine.folder / "run" / "result.json").is_file()
+
+
+def test_two_validations_at_once_do_not_disturb_each_other(machine):
+    with (
+        machine.validate("together", "one") as one,
+        machine.validate("together", "two") as two,
+    ):
+        ends = {each: end(each) for each in (one, two)}
+    for name, (code, printed) in zip(("one", "two"), ends.values(), strict=True):
+        assert code == 1
+        assert f"recorded in {machine.folder / name}" in printed
+        assert (machine.folder / name / "result.json").is_file()
+
+
+def test_a_second_validation_is_kept_out_of_the_folder_of_one_that_runs(machine):
+    with machine.validate("slow") as first:
+        read_until(first, "rank 1  step 1")
+        with machine.validate("well") as second:
+            assert end(second)[0] == 2
+        first.send_signal(signal.SIGTERM)
+        assert end(first)[0] == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize("name", ["readings.jsonl", ".result.json.draft"])
+def test_a_full_disk_is_told_and_leaves_no_half_record(machine, name):
+    """``/dev/full`` takes nothing, as a full disk does."""
+    run = machine.folder / "run"
+    run.mkdir()
+    (run / name).symlink_to("/dev/full")
+    with machine.validate("well") as process:
+        code, printed = end(process)
+    assert code == 2
+    assert f"{name.strip('.').removesuffix('.draft')}: cannot be written: No space left" in printed
+    assert "make room" in printed
+    assert "Traceback" not in printed
+    assert not (run / "result.json").exists()
+
+
+def test_a_node_that_dies_is_named_and_the_run_is_tried_on_another(machine):
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    with machine.start("tests.ray.nodes", "2", **token) as cluster:
+        address = cluster.stdout.readline().strip()
+        options = ("--address", address)
+        with machine.validate("until_allowed", "run", *options, **token) as process:
+            read_until(process, "rank 1  step 1")
+            cluster.stdin.write("add\nkill\n")
+            cluster.stdin.flush()
+            before = read_until(process, "trying once more")
+            (machine.folder / "enough").touch()
+            code, _ = end(process)
+        end(cluster)
+    assert ": node_lost: node " in before
+    assert "died, and with it process" in before
+    assert code == 1
+    assert (machine.folder / "run" / "result.json").is_file()
