@@ -1,5 +1,6 @@
 """``planner validate`` on real processes, when something comes between."""
 
+import json
 import os
 import secrets
 import shutil
@@ -177,3 +178,25 @@ def test_a_node_that_dies_is_named_and_the_run_is_tried_on_another(machine):
     assert "died, and with it process" in before
     assert code == 1
     assert (machine.folder / "run" / "result.json").is_file()
+
+
+def test_a_suite_that_was_cut_off_goes_on_where_it_was(machine):
+    (machine.folder / "README.md").write_text("## Results\n")
+    words = ("tests.ray.small_suite", "--processes", "2")
+    with machine.start(*words) as process:
+        read_until(process, "1/3 small/0")
+        process.send_signal(signal.SIGINT)
+        code, printed = end(process)
+    assert code == 128 + signal.SIGINT
+    assert "ended by SIGINT: no rank runs any more" in printed
+    assert not left(machine.mark)
+    with machine.start(*words) as process:
+        code, printed = end(process)
+    assert code == 0
+    assert [line.split(":")[0] for line in printed.splitlines()] == ["1/2 small/1", "2/2 small/2"]
+    (path,) = (machine.folder / "results").iterdir()
+    assert [line["name"] for line in map(json.loads, path.read_text().splitlines())] == [
+        "small/0",
+        "small/1",
+        "small/2",
+    ]

@@ -1,9 +1,12 @@
 """The suite's machinery, and a part of what it recorded beside today's plans."""
 
+import errno
+import os
 from dataclasses import replace
 
 import pytest
 
+from planner.errors import LaunchError
 from planner.validate.job import Failure, RankResult, Reading
 from planner.validate.suite.beside import Outcome, beside
 from planner.validate.suite.case import key_of
@@ -76,6 +79,22 @@ def test_the_last_line_of_a_case_counts_and_one_that_was_cut_off_does_not(tmp_pa
     with path.open("a") as stream:
         stream.write('{"name": "zero/1 fp')
     assert read(path)[PLAIN].seconds == 1.5
+    append(path, measured("zero/2 fp32"))
+    assert list(read(path)) == [PLAIN, "zero/2 fp32"]
+
+
+def test_a_case_that_the_disk_does_not_take_leaves_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "of.jsonl"
+    append(path, measured())
+    before = path.read_bytes()
+
+    def full(_handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(LaunchError, match="No space left"):
+        append(path, measured("zero/2 fp32"))
+    assert path.read_bytes() == before
 
 
 def test_only_what_is_compared_is_kept():

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 from planner.validate.launch.environment import extensions_folder
 from planner.validate.record import write_text
+from planner.validate.signals import Ended, ended_by_signals
 from planner.validate.suite.beside import beside
 from planner.validate.suite.case import Case
 from planner.validate.suite.measure import measure, pending, release_of
@@ -51,14 +52,19 @@ Say = Callable[[str], None]
 
 
 def main(suite: Suite, *, say: Say) -> int:
-    """Run the command; 1 if a case did not come to an end."""
+    """Run the command; 1 if a case did not come to an end, 128 and its number after a signal."""
     asked = _parser(suite).parse_args()
     if asked.python:
         _run_under(asked.python)
     if asked.list:
         say("\n".join(case.name for case in suite.cases))
         return 0
-    failed = 0 if asked.report else _run(suite, asked, say)
+    try:
+        with ended_by_signals():
+            failed = 0 if asked.report else _run(suite, asked, say)
+    except Ended as ended:
+        say(f"ended by {ended}: no rank runs any more; what is recorded is kept, so run it again")
+        return 128 + ended.number
     report(suite)
     return failed
 

@@ -1,12 +1,17 @@
 """What a suite measured, as JSON lines: one line a case, of several of one name the last."""
 
+import errno
+import fcntl
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from planner.errors import LaunchError
 from planner.validate.job import Failure, RankResult, Reading, as_document
+from planner.validate.record import write_text
 
 Versions = Mapping[str, str | None]
 
@@ -43,17 +48,37 @@ def read(path: Path) -> dict[str, Measured]:
 
 
 def append(path: Path, measured: Measured) -> None:
-    """Add a case; several processes may add to one file."""
+    """Add a case, whole or not at all; several processes may add to one file.
+
+    A line that a killed process cut off is ended first, so that it spoils no other. Raises
+    LaunchError if the disk does not take it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(to_line(measured) + "\n")
+    with path.open("ab+", buffering=0) as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, size - 1))
+        joint = b"" if stream.read() in {b"", b"\n"} else b"\n"
+        line = joint + to_line(measured).encode() + b"\n"
+        try:
+            _write(stream.fileno(), line)
+        except OSError as error:
+            os.ftruncate(stream.fileno(), size)
+            raise LaunchError(
+                f"{path}: cannot be written: {error.strerror}; {measured.name} is not recorded: "
+                "make room and run it again"
+            ) from error
+
+
+def _write(handle: int, line: bytes) -> None:
+    if os.write(handle, line) < len(line):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    os.fsync(handle)
 
 
 def rewrite(path: Path, many: Iterable[Measured]) -> None:
     """Write all of a file anew, at once."""
-    draft = path.with_suffix(".draft")
-    draft.write_text("".join(to_line(each) + "\n" for each in many), encoding="utf-8")
-    draft.replace(path)
+    write_text(path, "".join(to_line(each) + "\n" for each in many))
 
 
 def kept(result: RankResult) -> RankResult:
