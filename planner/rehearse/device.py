@@ -145,9 +145,9 @@ class StandInAccelerator(CPU_Accelerator):
         return bool(tensor.device.type == NAME)
 
     def pin_memory(self, tensor: Any, align_bytes: int = 1) -> Any:
-        """The host's memory stays as it is."""
+        """A copy in the host's memory: page-locked memory is another allocation."""
         del align_bytes
-        return tensor
+        return tensor.clone()
 
     def is_pinned(self, tensor: Any) -> bool:
         """Whatever lies on the host counts as pinned."""

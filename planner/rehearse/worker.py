@@ -44,6 +44,7 @@ def _as_if_real() -> Iterator[None]:
     import torch
     import transformers.utils.import_utils as probes
     from deepspeed import comm
+    from deepspeed.ops.op_builder import CPUAdamBuilder
 
     meshes: Any = torch.distributed.device_mesh
     with ExitStack() as stack:
@@ -52,6 +53,8 @@ def _as_if_real() -> Iterator[None]:
         make_mesh = _with_numbers(meshes.init_device_mesh)
         stack.enter_context(replaced(meshes, init_device_mesh=make_mesh))
         stack.enter_context(replaced(torch.Tensor, record_stream=lambda *_: None))
+        # A kernel in C++, which reads and writes numbers.
+        stack.enter_context(replaced(CPUAdamBuilder, load=lambda _: _AdamKernel()))
         # transformers would take a fake tensor for a compilation, and write out every mask.
         stack.enter_context(replaced(probes, is_fake_tensor=lambda _: False))
         for owner in (torch.distributed, comm):
@@ -63,6 +66,16 @@ def _as_if_real() -> Iterator[None]:
                 )
             )
         yield
+
+
+class _AdamKernel:
+    """What `DeepSpeedCPUAdam` calls: its states are its own, all else happens in place."""
+
+    def create_adam(self, *_: Any) -> None: ...
+
+    def adam_update(self, *_: Any) -> None: ...
+
+    def destroy_adam(self, *_: Any) -> None: ...
 
 
 @contextmanager

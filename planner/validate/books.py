@@ -82,11 +82,19 @@ class Books:
         if self._live.get(key) is entry:
             del self._live[key]
 
+    def reset_peak(self) -> None:
+        """From now on the peak is that of what follows."""
+        self.peak_bytes = self.now_bytes
+
+    def terms(self) -> dict[str, int]:
+        """What is alive, by label."""
+        return _by_label({entry: entry.size for entry in self._live.values()})
+
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Read what happens inside; garbage is collected before and after."""
         gc.collect()
-        self.peak_bytes = self.now_bytes
+        self.reset_peak()
         start = {entry: entry.size for entry in self._live.values()}
         self._trace = []
         try:

@@ -11,8 +11,9 @@ from planner.memory.timeline import PhasePeak
 from planner.plan import Plan, RankPlan
 from planner.validate.job import RankResult, Reading
 
-Quantity = Literal["allocated", "peak_allocated"]
+Quantity = Literal["allocated", "peak_allocated", "host_allocated"]
 FIRST = "first_"
+STEP = "step"
 
 
 class TermError(NamedTuple):
@@ -37,7 +38,8 @@ class Point:
     phase: str
     """As the plan names it, ``first_`` included."""
     quantity: Quantity
-    """allocated: when the phase is over; peak_allocated: at its highest point."""
+    """allocated: when the phase is over; peak_allocated: at its highest point; host_allocated: on
+    the host, when the phase is over."""
     predicted_bytes: int
     measured_bytes: int
     predicted_terms: Mapping[str, int]
@@ -125,6 +127,22 @@ def _of_rank(planned: RankPlan, result: RankResult) -> Iterator[Point]:
     for phase in planned.phases:
         if phase.phase in measured:
             yield from _pair(result.rank, phase, *measured[phase.phase])
+    last = measured.get(STEP, (None, None))[1]
+    if planned.host and last is not None and last.host_bytes is not None:
+        yield _on_host(planned, result.rank, last)
+
+
+def _on_host(planned: RankPlan, rank: int, last: Reading) -> Point:
+    """What stays on the host between two steps."""
+    return Point(
+        rank=rank,
+        phase=STEP,
+        quantity="host_allocated",
+        predicted_bytes=planned.host_bytes,
+        measured_bytes=last.host_bytes or 0,
+        predicted_terms=planned.host,
+        measured_terms=last.host_terms,
+    )
 
 
 def _pair(rank: int, phase: PhasePeak, top: Reading, last: Reading) -> Iterator[Point]:

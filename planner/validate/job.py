@@ -60,6 +60,11 @@ class Reading:
     peak_terms: Mapping[str, int] = field(default_factory=dict)
     """By `Term.label`, what is alive at the peak; adds up to ``peak_bytes``. Empty on CUDA."""
     end_terms: Mapping[str, int] = field(default_factory=dict)
+    host_bytes: int | None = None
+    """What the host holds for the rank when the phase is over; None: it was not counted apart."""
+    host_peak_bytes: int | None = None
+    host_terms: Mapping[str, int] = field(default_factory=dict)
+    """By label, what adds up to ``host_bytes``."""
     reserved_bytes: int | None = None
     """CUDA: most that the caching allocator held in the phase."""
     device_bytes: int | None = None

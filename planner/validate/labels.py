@@ -74,12 +74,17 @@ class Labels:
     """Names the entries of one ledger."""
 
     def __init__(
-        self, books: Books, *, vocabulary: Iterable[int] = (), offloaded: bool = False
+        self,
+        books: Books,
+        *,
+        host: Books | None = None,
+        vocabulary: Iterable[int] = (),
+        offloaded: bool = False,
     ) -> None:
         self.engine: Any = None
         self._phase = "init"
         self._in_loss = False
-        self._books = books
+        self._books, self._host = books, host
         self._vocabulary = frozenset(vocabulary)
         self._offloaded = offloaded
         books.naming = self._end
@@ -129,7 +134,10 @@ class Labels:
         self._name(gradient, Term.GRADIENTS.label)
 
     def _name(self, tensor: Any, label: str) -> None:
-        entry = self._books.find(storage_key(tensor.untyped_storage()))
+        key = storage_key(tensor.untyped_storage())
+        entry = self._books.find(key)
+        if entry is None and self._host is not None:
+            entry = self._host.find(key)
         if entry is not None:
             entry.label = label
 

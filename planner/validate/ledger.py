@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from planner.memory.terms import Term
-from planner.validate.books import Books, Entry, storage_key
+from planner.validate.books import Books, storage_key
 
 Namer = Callable[[Any], tuple[str, str]]
 """Label and site of a tensor whose storage appears for the first time."""
@@ -28,6 +28,9 @@ PRODUCTS = {
 """Operations that cuBLAS does."""
 
 HALVES = {torch.float16, torch.bfloat16}
+
+HOST = "cpu"
+"""Type of the device that the host's memory is."""
 
 
 class CapacityExceededError(torch.OutOfMemoryError):
@@ -55,6 +58,8 @@ class Ledger(TorchDispatchMode):
         self.books = Books()
         self.device = device
         """Type of the devices whose storages are booked."""
+        self.host = None if device == HOST else Books()
+        """Books of the host's memory, where it is another."""
         self.capacity_bytes = capacity_bytes
         """An operation that goes beyond it raises, after the fact, as its result is dropped."""
         self.workspace_bytes = workspace_bytes
@@ -77,7 +82,7 @@ class Ledger(TorchDispatchMode):
         result = _run(func, args, kwargs or {})
         before = self.books.now_bytes
         for leaf in tree_iter(result):
-            if isinstance(leaf, torch.Tensor) and leaf.device.type == self.device:
+            if isinstance(leaf, torch.Tensor):
                 self._book(leaf)
         if self.capacity_bytes is not None:
             self._check(before)
@@ -97,19 +102,24 @@ class Ledger(TorchDispatchMode):
             self.books.resize(entry, self.workspace_bytes)
 
     def _book(self, tensor: Any) -> None:
+        books = self._books_of(tensor.device.type)
+        if books is None:
+            return
         storage = tensor.untyped_storage()
         key = storage_key(storage)
-        entry = self.books.find(key)
+        entry = books.find(key)
         if entry is None:
-            entry = self.books.open(key)
-            weakref.finalize(storage, self.books.strike, key, entry)
-            self._name(entry, tensor)
-        self.books.resize(entry, storage.nbytes())
+            entry = books.open(key)
+            weakref.finalize(storage, books.strike, key, entry)
+            entry.numel = tensor.numel()
+            if self.namer is not None and books is self.books:
+                entry.label, entry.site = self.namer(tensor)
+        books.resize(entry, storage.nbytes())
 
-    def _name(self, entry: Entry, tensor: Any) -> None:
-        entry.numel = tensor.numel()
-        if self.namer is not None:
-            entry.label, entry.site = self.namer(tensor)
+    def _books_of(self, device: str) -> Books | None:
+        if device == self.device:
+            return self.books
+        return self.host if device == HOST else None
 
     def _check(self, before: int) -> None:
         """Only what grows can be refused."""

@@ -63,7 +63,13 @@ class LedgerMeter:
             workspace_bytes=workspace_bytes,
         )
         self._books = self._ledger.books
-        self._labels = Labels(self._books, vocabulary=vocabulary, offloaded=offloaded)
+        self._host = self._ledger.host
+        self._labels = Labels(
+            self._books,
+            host=self._host,
+            vocabulary=vocabulary,
+            offloaded=offloaded and self._host is None,
+        )
         self._ledger.namer = self._labels.born
         self._stack = ExitStack()
 
@@ -72,8 +78,8 @@ class LedgerMeter:
         answers: dict[str, Callable[..., Any]] = {
             "memory_allocated": lambda *_: self._books.now_bytes,
             "max_memory_allocated": lambda *_: self._books.peak_bytes,
-            "reset_peak_memory_stats": self._reset,
-            "reset_max_memory_allocated": self._reset,
+            "reset_peak_memory_stats": lambda *_: self._books.reset_peak(),
+            "reset_max_memory_allocated": lambda *_: self._books.reset_peak(),
             "total_memory": lambda *_: self._total_bytes,
             "available_memory": lambda *_: self._total_bytes - self._books.now_bytes,
             "is_fp16_supported": lambda: True,  # it is slow on a CPU, but it works
@@ -87,9 +93,6 @@ class LedgerMeter:
         """Book no more."""
         self._stack.close()
 
-    def _reset(self, *_: Any) -> None:
-        self._books.peak_bytes = self._books.now_bytes
-
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Read what happens inside, the failed part of a phase included."""
@@ -97,15 +100,26 @@ class LedgerMeter:
         self._labels.begin(name)
         try:
             with self._books.phase(name):
+                if self._host is not None:
+                    self._host.reset_peak()
                 yield
         finally:
             self._report()
 
     def _report(self) -> None:
         span = self._books.readings[-1]
-        reading = Reading(step=self.step, **span._asdict())
+        reading = Reading(step=self.step, **span._asdict(), **self._on_host())
         self.readings.append(reading)
         self._tell(reading)
+
+    def _on_host(self) -> dict[str, Any]:
+        if self._host is None:
+            return {}
+        return {
+            "host_bytes": self._host.now_bytes,
+            "host_peak_bytes": self._host.peak_bytes,
+            "host_terms": self._host.terms(),
+        }
 
     def watch(self, engine: Any) -> None:
         """Name what the engine holds; it stays to the end, so no collection need look at it."""

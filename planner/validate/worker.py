@@ -195,6 +195,7 @@ def _trainable(spec: Spec, rank: int, seed: int) -> Any:
 def _meter(job: Job, spec: Spec, tell: Tell) -> Any:
     from planner.model.load import load_model
     from planner.validate.meter import CudaMeter, LedgerMeter
+    from planner.validate.train.settings import offloads_optimizer
 
     if job.accelerator == "cuda":
         return CudaMeter(tell)
@@ -205,5 +206,5 @@ def _meter(job: Job, spec: Spec, tell: Tell) -> Any:
         workspace_bytes=handle_workspace_bytes(spec.cluster.device),
         enforced=job.enforce_capacity,
         vocabulary=(vocabulary, -(-vocabulary // spec.fixed_layout.tp)),
-        offloaded=spec.deepspeed.zero_optimization.offload_optimizer.device != "none",
+        offloaded=offloads_optimizer(spec),
     )

@@ -24,7 +24,7 @@ from planner.validate.train import Phase
 from planner.validate.train.loop import Loop
 from planner.validate.train.optimizer import make_optimizer, parameter_groups
 from planner.validate.train.pipeline import take_step
-from planner.validate.train.settings import dtype_of, settings
+from planner.validate.train.settings import dtype_of, offloads_optimizer, settings
 
 
 @dataclass(slots=True)
@@ -56,7 +56,9 @@ class Reference:
         grid = _grid(setting) if layout.pp == 1 and layout.tp > 1 else None
         engine, *_ = deepspeed.initialize(
             model=model,
-            optimizer=make_optimizer(groups, setting.training),
+            optimizer=make_optimizer(
+                groups, setting.training, on_host=offloads_optimizer(self.spec)
+            ),
             config=written,
             mpu=grid,
         )

@@ -22,7 +22,7 @@ from planner.spec.load import Spec
 from planner.validate.train import Phase
 from planner.validate.train.loop import Loop
 from planner.validate.train.optimizer import make_optimizer, parameter_groups
-from planner.validate.train.settings import dtype_of, settings
+from planner.validate.train.settings import dtype_of, offloads_optimizer, settings
 
 NOT_READ = {"auto_map", "quantization_config", "torch_dtype", "dtype", "transformers_version"}
 
@@ -62,7 +62,8 @@ class HuggingFace:
         model.train()
         if training.recompute == "full":
             model.gradient_checkpointing_enable()
-        optimizer = make_optimizer(parameter_groups(model.parameters(), training), training)
+        groups = parameter_groups(model.parameters(), training)
+        optimizer = make_optimizer(groups, training, on_host=offloads_optimizer(self.spec))
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=keys)
         self._loop = Loop(
             micro_steps=self.spec.micro_steps,

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from deepspeed.ops.adam import FusedAdam
+from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
 from deepspeed.ops.lion import FusedLion
 
 from planner.errors import LaunchError
@@ -101,12 +101,17 @@ def parameter_groups(parameters: Iterable[Any], training: Training) -> list[dict
     return [group for group in groups if group["params"]]
 
 
-def make_optimizer(groups: Iterable[dict[str, Any]], training: Training) -> Any:
-    """The planned optimizer; LaunchError for one that this machine cannot run."""
+def make_optimizer(
+    groups: Iterable[dict[str, Any]], training: Training, *, on_host: bool = False
+) -> Any:
+    """The planned optimizer; LaunchError for one that this machine cannot run.
+
+    ``on_host``: the optimizer is offloaded.
+    """
     groups = list(groups)
     if training.optimizer == "adamw":
         if training.optimizer_kernel == "fused":
-            return _fused(groups)
+            return _fused(groups, on_host=on_host)
         return torch.optim.AdamW(groups, lr=LEARNING_RATE, **KERNELS[training.optimizer_kernel])
     if training.optimizer == "sgd":
         return torch.optim.SGD(
@@ -131,9 +136,13 @@ def _lion(groups: list[dict[str, Any]]) -> Any:
     return FusedLionOnCpu(groups)
 
 
-def _fused(groups: list[dict[str, Any]]) -> Any:
+def _fused(groups: list[dict[str, Any]], *, on_host: bool) -> Any:
+    """On the host DeepSpeed's own, where that is another memory than the device's."""
     from deepspeed.accelerator import get_accelerator
 
-    if get_accelerator().device_name() == "cuda":
+    device = get_accelerator().device_name()
+    if on_host and device != "cpu":
+        return DeepSpeedCPUAdam(groups, lr=LEARNING_RATE)
+    if device == "cuda":
         return FusedAdam(groups, lr=LEARNING_RATE)
     return FusedAdamOnCpu(groups)

@@ -33,6 +33,11 @@ def settings(spec: Spec, *, hidden_size: int) -> dict[str, Any]:
     }
 
 
+def offloads_optimizer(spec: Spec) -> bool:
+    """Whether the optimizer runs on the host."""
+    return spec.deepspeed.zero_optimization.offload_optimizer.device != "none"
+
+
 def dtype_of(spec: Spec) -> Any:
     """Torch's dtype of the model."""
     import torch
