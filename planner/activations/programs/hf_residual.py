@@ -105,7 +105,7 @@ def _pre(m: Machine, case: Case, hidden: Tensor, shared: Shared) -> Tensor:
 def _fed(m: Machine, case: Case, passed: list[Tensor]) -> Tensor:
     """The MLP; OPT's is written out in the block, which keeps no name of its input."""
     if case.family != "opt":
-        hidden = passed[0]
+        hidden = passed.pop()
         return feed_forward(m, case, hidden)
     up, down = (case.module("mlp", place) for place in range(2))
     mlp = case.mlp
