@@ -151,16 +151,25 @@ def placed(
     """
     kinds = [layer.kind for layer in layers]
     whole = shares and "stem" in kinds and "norm" in kinds and "block" in kinds
-    first = kinds.index("block") if whole else None
+    firsts = _firsts(layers) if whole else ()
     tied_here = tied and "stem" in kinds and "head" in kinds
     return [
         (
             layer,
             tied_here and layer.kind in {"stem", "head"},
-            whole and (place == first or layer.kind in {"stem", "norm"}),
+            whole and (place in firsts or layer.kind in {"stem", "norm"}),
         )
         for place, layer in enumerate(layers)
     ]
+
+
+def _firsts(layers: tuple[Layer, ...]) -> tuple[int, ...]:
+    """Places of the first block of each window: what only blocks of one window share ends there."""
+    seen: dict[int | None, int] = {}
+    for place, layer in enumerate(layers):
+        if layer.attention is not None:
+            seen.setdefault(layer.attention.window, place)
+    return tuple(seen.values())
 
 
 def saved_by_component(
@@ -217,6 +226,9 @@ def run_once(
         vocab_size=model.vocab_size,
         num_layers=model.num_layers,
         block=model.blocks[0].layer if model.blocks else layer,
+        windows=frozenset(
+            one.layer.attention.window for one in model.blocks if one.layer.attention is not None
+        ),
         stem=model.stem.layer,
         training=training,
         layout=layout,

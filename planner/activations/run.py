@@ -20,7 +20,12 @@ from planner.activations.programs.case import Case
 from planner.activations.programs.keeping import checkpoints_by_function, keeping
 from planner.activations.programs.modules import normalise, turn
 from planner.activations.programs.reentrant import reentrant
-from planner.activations.programs.shared import Shared, find_shared, leave_blocks
+from planner.activations.programs.shared import (
+    Shared,
+    find_shared,
+    hold_returned,
+    leave_blocks,
+)
 from planner.activations.rooms import Room, Shapes, furnished
 from planner.activations.tape import Mark
 from planner.layout.experts import LEAF, expert_holder, gathered_whole
@@ -113,7 +118,7 @@ def _run_inner(machine: Machine, case: Case, rooms: Sequence[Room]) -> Pass:
         leave_blocks(machine, case)
     else:
         output = _run_blocks(machine, rooms, hidden, find_shared(machine, case))
-    first = case.boundary and case.layer.kind == "block"
+    first = case.boundary and case.layer.kind == "block" and case.opens
     unsaved = hidden.storage.references == 1 and not case.recomputed
     if first and case.layout.pp == 1 and unsaved:
         # Nobody saves the stem's output: the last norm's tape frees it, where the model does.
@@ -142,7 +147,9 @@ def _run_blocks(machine: Machine, rooms: Sequence[Room], hidden: Tensor, shared:
 
     if case.own_layers:
         return _checkpointed(machine, case, run, hidden)
-    return machine.module("", lambda x: _checkpointed(machine, case, run, x), hidden)
+    output = machine.module("", lambda x: _checkpointed(machine, case, run, x), hidden)
+    hold_returned(machine, case, shared)
+    return output
 
 
 def _run_block(machine: Machine, case: Case, hidden: Tensor, shared: Shared) -> Tensor:

@@ -75,6 +75,7 @@ def _bmm_back(node: Node, gradient: Tensor) -> tuple[Tensor | None, Tensor | Non
 def matmul(first: Tensor, second: Tensor) -> Tensor:
     """``torch.matmul`` of 4-D tensors: expand, reshape (a copy where strides forbid it), bmm."""
     rows, inner, columns = first.shape[-2], first.shape[-1], second.shape[-1]
-    left = reshape(expand(first, *first.shape), -1, rows, inner)
-    right = reshape(expand(second, *second.shape), -1, inner, columns)
-    return unsafe_view(bmm(left, right), *first.shape[:-2], rows, columns)
+    batch = tuple(max(pair) for pair in zip(first.shape[:-2], second.shape[:-2], strict=True))
+    left = reshape(expand(first, *batch, rows, inner), -1, rows, inner)
+    right = reshape(expand(second, *batch, inner, columns), -1, inner, columns)
+    return unsafe_view(bmm(left, right), *batch, rows, columns)

@@ -8,12 +8,13 @@ aten/src/ATen/native/transformers/attention.cpp.
 from planner.activations.eager.autograd import Node, begin, finish
 from planner.activations.eager.linear import bmm
 from planner.activations.eager.nn import attention
-from planner.activations.eager.pointwise import mul, scale, shift, unary_of_result
+from planner.activations.eager.pointwise import add, mul, scale, shift, unary_of_result
 from planner.activations.eager.routing import _into_zeros
 from planner.activations.eager.tensor import Tensor, empty
 from planner.activations.eager.views import (
     _look,
     clone,
+    contiguous,
     expand,
     like,
     reshape,
@@ -182,13 +183,36 @@ def _bloom_gelu_back(node: Node, gradient: Tensor) -> tuple[Tensor]:
     (x,) = node.unpack()
     bent = _bent(x)
     slope = mul(scale(x), mul(shift(mul(bent, bent)), shift(mul(scale(x), x))))
-    slope = _plus(slope, scale(shift(bent)))
+    slope = add(slope, scale(shift(bent)))
     return (mul(slope, gradient),)
 
 
-def _plus(first: Tensor, second: Tensor) -> Tensor:
-    del second
-    return like(first)
+def complex_product(tensor: Tensor, turns: Tensor) -> Tensor:
+    """``tensor * turns``, pairs of fp32 as complex numbers; ``turns`` needs no gradient.
+
+    Backward makes the gradient contiguous (view_as_real in tools/autograd/derivatives.yaml), then
+    multiplies by the conjugate, which is a view until the product copies it
+    (aten/src/ATen/ConjugateFallback.cpp of PyTorch 2.13).
+    """
+    node = begin(_complex_product_back, tensor)
+    if node is not None:
+        node.save(turns)
+    product = finish(node, like(tensor))
+    real = begin(_real_back, product)
+    return product if real is None else finish(real, product.alias())
+
+
+def _real_back(node: Node, gradient: Tensor) -> tuple[Tensor]:
+    del node
+    return (contiguous(gradient),)
+
+
+def _complex_product_back(node: Node, gradient: Tensor) -> tuple[Tensor]:
+    (turns,) = node.unpack()
+    conjugate = clone(turns)
+    product = like(gradient)
+    del conjugate
+    return (product,)
 
 
 def additive(mask: Tensor, dtype: str) -> Tensor:

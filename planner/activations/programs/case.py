@@ -20,6 +20,8 @@ class Case:
     num_layers: int
     block: Layer
     """The first block; the ends need to know what blocks share."""
+    windows: frozenset[int | None] = frozenset()
+    """Windows of the blocks' attention; None: attention is full. Empty: as the layer's own."""
     stem: Layer | None = None
     """The model's stem; the last norm needs to know what the model holds since then."""
     training: Training
@@ -28,7 +30,8 @@ class Case:
     tied_head: bool = False
     """The head multiplies by the embedding's weight of the same rank."""
     boundary: bool = False
-    """The stem, the first block or the last norm of a stage that holds them all."""
+    """The stem, the first block, the first one with another window, or the last norm of a stage
+    that holds them all."""
     gradient_kept: bool = False
     """The last layer of a stage that is not the last: the gradient of its output lies in a buffer
     that the pipeline's engine keeps."""
@@ -93,6 +96,11 @@ class Case:
     def rotary_size(self) -> int:
         """Elements of a head that the blocks rotate; 0: none."""
         return 0 if self.block.attention is None else self.block.attention.rotary_size
+
+    @property
+    def opens(self) -> bool:
+        """With ``boundary``: the first block of all; others are the first of their window."""
+        return self.attention.window == (self.block.attention or self.attention).window
 
     @property
     def kernel(self) -> AttentionKernel:

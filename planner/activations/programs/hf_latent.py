@@ -21,6 +21,7 @@ from planner.activations.eager import (
     unsqueeze,
     view,
 )
+from planner.activations.eager.pieces import complex_product
 from planner.activations.programs.case import Case
 from planner.activations.programs.hf_attention import attend, rotate
 from planner.activations.programs.modules import normalise, project
@@ -90,7 +91,7 @@ def _rotated(case: Case, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tupl
     if case.family == "deepseek_v3":
         return _rotate_interleaved(q, k, cos, sin)
     if case.family == "deepseek_v2":
-        return _rotate_complex(q, cos), _rotate_complex(k, cos)
+        return _rotate_complex(q, k, cos)
     return rotate(q, k, cos, sin)
 
 
@@ -111,8 +112,10 @@ def _every_second(x: Tensor) -> Tensor:
     return narrow(x, -1, x.shape[-1] // 2, step=2)
 
 
-def _rotate_complex(x: Tensor, frequencies: Tensor) -> Tensor:
+def _rotate_complex(q: Tensor, k: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
     """``apply_rotary_emb``: pairs as complex fp32 numbers."""
-    wide = to(x, "fp32")
-    turned = mul(wide, unsqueeze(frequencies, 1))
-    return to(turned, x.dtype)
+    wide_q, wide_k = to(q, "fp32"), to(k, "fp32")
+    turns = unsqueeze(turns, 1)
+    q_out = to(complex_product(wide_q, turns), q.dtype)
+    k_out = to(complex_product(wide_k, turns), k.dtype)
+    return q_out, k_out

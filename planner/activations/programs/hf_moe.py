@@ -145,6 +145,9 @@ def _route_softmax(m: Machine, case: Case, facts: Moe, hidden: Tensor, name: str
     else:
         logits = linear(hidden, weight)
     scores = softmax(logits, "fp32")
+    masks: list[Tensor] = []
+    if facts.num_groups > 1:
+        scores = _limited(facts, scores, masks)
     weights, places = topk(scores, facts.experts_per_token)
     if facts.normalize:
         weights = divide_in_place(weights, sum_over(weights, -1, keepdim=True))
@@ -152,6 +155,7 @@ def _route_softmax(m: Machine, case: Case, facts: Moe, hidden: Tensor, name: str
         weights = scale(weights)
     elif case.family != "mixtral":
         weights = to(weights, logits.dtype)
+    del masks
     return logits, weights, places
 
 
@@ -181,6 +185,21 @@ def _route_grouped(m: Machine, case: Case, facts: Moe, hidden: Tensor, name: str
     weights = scale(weights)
     del group_places
     return logits, weights, places
+
+
+def _limited(facts: Moe, scores: Tensor, masks: list[Tensor]) -> Tensor:
+    """``group_limited_greedy`` of DeepSeek-V2: groups with the best experts are candidates.
+
+    ``masks``: what the router's names hold until it returns.
+    """
+    tokens, groups, each = scores.shape[0], facts.num_groups, facts.num_experts // facts.num_groups
+    best = topk(view(scores, -1, groups, each), 1)[0]
+    group_places = topk(view(best, -1, groups), facts.groups_per_token)[1]
+    group_mask = like(best)
+    wide = expand(view(group_mask, tokens, groups, 1), tokens, groups, each)
+    mask = reshape(wide, -1, facts.num_experts)
+    masks += [best, group_places, group_mask, mask]
+    return _masked(scores, mask)
 
 
 def _masked(scores: Tensor, mask: Tensor) -> Tensor:

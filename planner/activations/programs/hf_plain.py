@@ -1,11 +1,10 @@
 """Feed-forward modules: gated, gated with one fused projection, and plain ones.
 
 Sources, transformers 5.23: LlamaMLP, Phi3MLP (modeling_phi3.py:57), GPT2MLP (modeling_gpt2.py:238),
-BloomMLP (modeling_bloom.py:325), and the MLP of each other family's modeling file.
+and the MLP of each other family's modeling file.
 """
 
 from planner.activations.eager import Machine, Tensor, mul, split
-from planner.activations.eager.pieces import bloom_gelu
 from planner.activations.programs.case import Case
 from planner.activations.programs.hf_moe import mixture
 from planner.activations.programs.hf_oss import clamped_mixture
@@ -50,8 +49,7 @@ def fused_mlp(m: Machine, case: Case, mlp: Mlp, hidden: Tensor) -> Tensor:
 def plain_mlp(m: Machine, case: Case, mlp: Mlp, hidden: Tensor) -> Tensor:
     """Up, activation, down; some drop out inside."""
     up, down = (case.module("mlp", place) for place in range(2))
-    bend = bloom_gelu if mlp.activation == "bloom_gelu" else lambda x: activate(mlp.activation, x)
-    hidden = bend(linear_of(m, case, hidden, up))
+    hidden = activate(mlp.activation, linear_of(m, case, hidden, up))
     hidden = linear_of(m, case, hidden, down)
     if case.family in DROPS_INSIDE:
         return dropped(m, case, hidden)

@@ -1,7 +1,7 @@
 """From hidden states to queries, keys and values, and back: fused projections, Conv1D, late norms.
 
 Sources, transformers 5.23: the ``forward`` of each family's attention module (modeling_gpt2.py:144,
-modeling_gpt_neox.py:184, modeling_bloom.py:245, modeling_falcon.py:243, modeling_phi3.py:207,
+modeling_gpt_neox.py:184, modeling_falcon.py:243, modeling_phi3.py:207,
 modeling_opt.py:135, modeling_gemma3.py:330, modeling_phi.py:178).
 """
 
@@ -30,9 +30,9 @@ from planner.model.description import Norm
 
 NORM_AFTER_TURN = {"gemma3", "gemma3_text", "phi"}
 """Norms of queries and keys come after the heads have moved in front of the tokens."""
-ATTENTION_BY_POSITION = {"gpt2", "gpt_neox", "bloom", "falcon", "bert"}
+ATTENTION_BY_POSITION = {"gpt2", "gpt_neox", "falcon", "bert"}
 """Blocks hand hidden states to attention by position, the others by keyword."""
-DROPS_INSIDE = {"gpt2", "starcoder2", "bloom", "bert"}
+DROPS_INSIDE = {"gpt2", "starcoder2", "bert"}
 """The dropout of a branch is inside its module, where the module's locals are still alive."""
 
 
@@ -89,8 +89,6 @@ def _split(m: Machine, case: Case, hidden: Tensor) -> tuple[Tensor | None, Heads
                 return qkv, _sliced(case, qkv)
             case "gpt_neox":
                 return _head_by_head(case, qkv)
-            case "bloom":
-                return qkv, _by_select(case, qkv)
             case "falcon":
                 return qkv, _falcon_heads(case, qkv)
             case _:
@@ -172,14 +170,6 @@ def _head_by_head(case: Case, qkv: Tensor) -> tuple[Tensor, Heads]:
     return qkv, (query, key, value)
 
 
-def _by_select(case: Case, qkv: Tensor) -> Heads:
-    """Bloom: ``qkv[..., i, :]`` of (B, S, A, 3, D)."""
-    batch, length, _ = qkv.shape
-    qkv = view(qkv, batch, length, -1, 3, case.attention.head_size)
-    query, key, value = (transpose(select(qkv, 3), 1, 2) for _ in range(3))
-    return query, key, value
-
-
 def _falcon_heads(case: Case, qkv: Tensor) -> Heads:
     """``_split_heads``, then (B, A, S, D), copied where the heads are not in one piece."""
     query, key, value = _falcon_pieces(case, qkv)
@@ -202,7 +192,8 @@ def _falcon_pieces(case: Case, qkv: Tensor) -> Heads:
         each = facts.num_heads // facts.num_kv_heads
         qkv = view(qkv, batch, length, -1, each + 2, size)
         query = narrow(qkv, 3, each)
-        key, value = (expand(pick(qkv, 3), *query.shape) for _ in range(2))
+        key, value = pick(qkv, 3), pick(qkv, 3)
+        key, value = (expand(x, *query.shape) for x in (key, value))
         query, key, value = (reshape(x, batch, length, -1, size) for x in (query, key, value))
         return query, key, value
     qkv = view(qkv, batch, length, -1, size)

@@ -219,5 +219,5 @@ def _beside_falcon(m: Machine, case: Case, hidden: Tensor, shared: Shared) -> Te
     raised = feed_forward(m, case, before_mlp)
     raised = add_in_place(raised, attended)
     output = add(residual, _dropped(case, raised))
-    del weights
+    shared.returned.extend([] if weights is None else [weights])
     return output

@@ -1,16 +1,14 @@
-"""Attention cores that are not Llama's: soft caps, sinks, ALiBi, Falcon, softmax in place.
+"""Attention cores that are not Llama's: soft caps, sinks, Falcon, softmax in place.
 
 Sources, transformers 5.23: ``eager_attention_forward`` in models/gemma2/modeling_gemma2.py:176,
 models/gpt_oss/modeling_gpt_oss.py:227, models/gpt2/modeling_gpt2.py:54 and
-models/bert/modeling_bert.py:111; BloomAttention.forward, models/bloom/modeling_bloom.py:245;
-FalconAttention.forward, models/falcon/modeling_falcon.py:300.
+models/bert/modeling_bert.py:111; FalconAttention.forward, models/falcon/modeling_falcon.py:300.
 """
 
 from planner.activations.eager import (
     Machine,
     Tensor,
     add,
-    bmm,
     cat,
     contiguous,
     dropout,
@@ -25,11 +23,9 @@ from planner.activations.eager import (
     sub,
     to,
     transpose,
-    view,
 )
 from planner.activations.eager.pieces import (
     additive,
-    biased_product,
     largest,
     masked_attention,
     scale_in_place,
@@ -45,7 +41,7 @@ PLAIN_SOFTMAX = {"gpt2", "bert"}
 """Their eager attention takes the softmax in the model's dtype."""
 
 
-def score(  # noqa: PLR0911 - one return for each family of cores
+def score(
     m: Machine, case: Case, heads: Heads, shared: Shared
 ) -> Scored:
     """The attention function of the family; (B, S, A, D), or flat where its code makes it so."""
@@ -56,8 +52,6 @@ def score(  # noqa: PLR0911 - one return for each family of cores
         return attend(m, case, *heads, shared)
     with m.part("attention.core"):
         mask = shared.attention_mask(m, case)
-        if facts.alibi:
-            return _with_alibi(case, heads, mask)
         if facts.sinks:
             return _with_sinks(m, case, heads, mask)
         if facts.softcap:
@@ -121,25 +115,6 @@ def _with_sinks(m: Machine, case: Case, heads: Heads, mask: Tensor | None) -> Sc
     return output, weights
 
 
-def _with_alibi(case: Case, heads: Heads, mask: Tensor | None) -> Scored:
-    """Bloom: the bias enters the product of queries and keys."""
-    query, key, value = heads
-    del heads
-    batch, count, length, size = query.shape
-    query = reshape(query, batch * count, -1, size)
-    key = transpose(reshape(key, batch * count, -1, size), 1, 2)
-    value = reshape(value, batch * count, -1, size)
-    scores = biased_product(query, key)
-    weights = view(scores, batch, count, length, -1)
-    if mask is not None:
-        weights = add(weights, mask)
-    probabilities = to(softmax(weights, "fp32"), query.dtype)
-    probabilities = dropout(probabilities, case.probability(case.attention.dropout))
-    flat = view(probabilities, batch * count, length, -1)
-    context = view(bmm(flat, value), batch, count, length, size)
-    return reshape(permute(context, 0, 2, 1, 3), batch, length, count * size), probabilities
-
-
 def _falcon(m: Machine, case: Case, heads: Heads, shared: Shared) -> Scored:
     """A mask in any case, as the model makes it; no dropout without ALiBi."""
     query, key, value = heads
@@ -170,9 +145,7 @@ def _broadcast_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor
     Source: _scaled_dot_product_attention_math, aten/src/ATen/native/transformers/attention.cpp.
     """
     added = None if mask is None else additive(mask, query.dtype)
-    wide = [to(x, "fp32") for x in (query, key, value)]
-    key, value = (expand(x, *query.shape) for x in wide[1:])
-    return to(math_attention(wide[0], key, value, mask=added), query.dtype)
+    return math_attention(query, key, value, mask=added)
 
 
 def _falcon_alibi(

@@ -5,9 +5,10 @@ own. Sources, transformers 5.23: LlamaModel.forward and LlamaRotaryEmbedding.for
 models/llama/modeling_llama.py; eager_mask in masking_utils.py.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from planner.activations.eager import Machine, Tensor, cat, empty, scale, to
+from planner.activations.eager import Machine, Tensor, cat, empty, like, scale, to
 from planner.activations.programs.case import Case
 from planner.memory.terms import Term
 
@@ -23,11 +24,13 @@ class Shared:
     passing: list[Tensor] = field(default_factory=list)
     """Position ids and the mask: alive until the last norm has run; with recomputation until the
     blocks' backward is over, since every checkpoint keeps its arguments."""
+    returned: list[Tensor] = field(default_factory=list)
+    """What a block returns beside hidden states, if its model's variable holds it."""
 
     def position_embeddings(self, m: Machine, case: Case) -> tuple[Tensor, Tensor]:
         """Cosines and sines, (1, S, D)."""
         if self.saved:
-            return self.saved[0], self.saved[1]
+            return self.saved[0], self.saved[-1]
         if case.layout.pp > 1:
             return make_position_embeddings(m, case)
         shape = rotary_shape(case)
@@ -52,8 +55,12 @@ def rotary_shape(case: Case) -> tuple[int, ...]:
 
 
 def rotary_dtype(case: Case) -> str:
-    """Of cos and sin; OLMo 2 does not cast them (modeling_olmo2.py:108)."""
-    return "fp32" if case.family == "olmo2" else case.dtype
+    """Of cos and sin; OLMo 2 does not cast them (modeling_olmo2.py:108), nor DeepSeek-V2."""
+    return "fp32" if case.family in {"olmo2", *COMPLEX_ROTATION} else case.dtype
+
+
+COMPLEX_ROTATION = {"deepseek_v2"}
+"""cos and sin are the parts of one complex number (modeling_deepseek_v2.py:207), 8 B."""
 
 
 def make_shared(m: Machine, case: Case) -> Shared:
@@ -72,31 +79,53 @@ def make_shared(m: Machine, case: Case) -> Shared:
             holder = shared.passing if passing_on else shared.saved
             for _ in range(rotary_pairs(case)):
                 made = m.module("rotary_emb", lambda: make_position_embeddings(m, case))
-                holder.extend(made)
+                holder.extend(dict.fromkeys(made))
                 del made
     return shared
 
 
 def find_shared(m: Machine, case: Case) -> Shared:
-    """What the first block of a whole model is given, and what ends with it."""
+    """What the first block of its kind in a whole model is given, and what ends with it."""
     shared = Shared()
     if not case.boundary:
         return shared
     if case.recomputed:
-        shared.passing.extend(m.external(shape, dtype) for shape, dtype in passing(case))
+        shared.passing.extend(m.external(shape, dtype) for shape, dtype in _handed(case))
     if case.rotary_size and case.family not in DOUBLED_BY_BLOCKS:
+        if not case.opens and case.family not in OWN_ROTATIONS:
+            return shared
         shape, dtype = rotary_shape(case), rotary_dtype(case)
+        parts = 1 if case.family in COMPLEX_ROTATION else 2
         shared.saved.extend(
-            m.book(m.external(shape, dtype), Term.ACTIVATIONS)
-            for _ in range(2 * rotary_pairs(case))
+            m.book(m.external(shape, dtype), Term.ACTIVATIONS) for _ in range(parts)
         )
     return shared
 
 
+def _handed(case: Case) -> list[Kind]:
+    """What ends with a block that is the first with its window; with the first of all, more."""
+    if case.opens:
+        return [*_common(case), *_masks([case] if case.masked else [])]
+    return _masks([case] if case.masked else [])
+
+
 def passing(case: Case) -> list[Kind]:
     """Shapes and dtypes of what lives until the last norm has run."""
+    return [*_common(case), *_masks(masked_kinds(case))]
+
+
+def unused(case: Case) -> list[Kind]:
+    """Of them, what no block is given: Qwen2-MoE makes a windowed mask in any case."""
+    return _masks(kind for kind in masked_kinds(case) if kind.attention.window not in case.windows)
+
+
+def _masks(kinds: Iterable[Case]) -> list[Kind]:
+    return [(kind.mask_shape, kind.mask_dtype) for kind in kinds]
+
+
+def _common(case: Case) -> list[Kind]:
+    """What all blocks are given, whatever their attention."""
     kinds: list[Kind] = [(shape, "int64") for shape in position_ids(case)]
-    kinds += [(kind.mask_shape, kind.mask_dtype) for kind in masked_kinds(case)]
     if case.family in DOUBLED_BY_BLOCKS and case.rotary_size:
         kinds += [(rotary_shape(case), rotary_dtype(case))] * 2
     if case.family == "bloom":
@@ -107,8 +136,10 @@ def passing(case: Case) -> list[Kind]:
 
 DOUBLED_BY_BLOCKS = {"glm", "glm4"}
 """Blocks save copies of cos and sin of their own, so the model's end with its forward pass."""
-BOTH_MASKS = {"gemma2", "gemma3", "gemma3_text", "gpt_oss"}
-"""Full and windowed attention take turns, and the model makes the mask of each."""
+BOTH_MASKS = {"gemma2", "gemma3", "gemma3_text", "gpt_oss", "qwen2_moe"}
+"""The model makes masks of full and of windowed attention, whatever its blocks use."""
+OWN_ROTATIONS = {"gemma3", "gemma3_text"}
+"""Windowed and full attention rotate differently (modeling_gemma3.py:549)."""
 OWN_POSITIONS = {"bert", "bloom", "gpt2"}
 """No position ids, or such as the stem keeps for its own backward pass."""
 
@@ -121,11 +152,11 @@ def position_ids(case: Case) -> list[tuple[int, int]]:
 
 
 def masked_kinds(case: Case) -> list[Case]:
-    """The case once for each mask that the model makes."""
-    if case.family not in BOTH_MASKS:
-        return [case] if case.masked else []
+    """The case once for each mask that the model makes: of full attention, then of a window."""
     attention = case.attention
-    windows = {attention.window, None}
+    windows = set(case.windows) or {attention.window}
+    if case.family in BOTH_MASKS:
+        windows |= {None, max((window or 0 for window in windows), default=0)}
     kinds = [
         replace(case, block=replace(case.block, attention=replace(attention, window=window)))
         for window in sorted(windows, key=lambda window: window is not None)
@@ -134,8 +165,8 @@ def masked_kinds(case: Case) -> list[Case]:
 
 
 def rotary_pairs(case: Case) -> int:
-    """Gemma 3 rotates windowed and full attention differently (modeling_gemma3.py:500)."""
-    return 2 if case.family in {"gemma3", "gemma3_text"} else 1
+    """Pairs of cos and sin that the model makes."""
+    return len(case.windows) if case.family in OWN_ROTATIONS else 1
 
 
 LEAVES_WITH_NAME = {"phi", "bert"}
@@ -164,12 +195,39 @@ def leave_blocks(m: Machine, case: Case) -> None:
     """After the last norm: what was held for the forward pass only goes."""
     if case.stem_kept:
         m.strike((case.batch, case.length, case.hidden_size), case.dtype)
-    if case.layout.pp == 1 and not case.recomputed:
-        for shape, dtype in passing(case):
+    if case.layout.pp == 1:
+        for shape, dtype in unused(case) if case.recomputed else passing(case):
+            m.strike(shape, dtype)
+        for shape, dtype in _last_weights(case):
             m.strike(shape, dtype)
     if case.layout.pp == 1:
         for shape, dtype in held_by_model(case):
             m.strike(shape, dtype)
+
+
+RETURNS_WEIGHTS = {"bloom", "falcon"}
+"""The model's variable holds what a block has returned, attention weights included, until the next
+block has (modeling_bloom.py:512, modeling_falcon.py:775)."""
+
+
+def hold_returned(m: Machine, case: Case, shared: Shared) -> None:
+    """After a block: the variable takes up its weights and lets those before go.
+
+    Without recomputation the block saves them anyway.
+    """
+    if case.recomputed and case.layout.pp == 1:
+        for weights in shared.returned:
+            m.disown(weights)
+            if not case.boundary:
+                m.strike(weights.shape, weights.dtype)
+    shared.returned.clear()
+
+
+def _last_weights(case: Case) -> list[Kind]:
+    if not case.recomputed or case.family not in RETURNS_WEIGHTS or case.kernel != "eager":
+        return []
+    length = case.training.sequence_length
+    return [((case.batch, case.attention.num_heads, length, length), case.dtype)]
 
 
 def make_mask(m: Machine, case: Case) -> Tensor:
@@ -206,6 +264,8 @@ def _make_alibi(m: Machine, case: Case) -> list[Tensor]:
 
 def make_position_embeddings(m: Machine, case: Case) -> tuple[Tensor, Tensor]:
     """``LlamaRotaryEmbedding.forward``: computed in fp32, kept in the model's dtype."""
+    if case.family in COMPLEX_ROTATION:
+        return _make_complex(m, case)
     rows = rotary_shape(case)[0]
     frequencies = empty(m, (rows, case.length, case.rotary_size // 2), "fp32")
     angles = frequencies if case.attention.sinks else cat([frequencies, frequencies], -1)
@@ -213,3 +273,14 @@ def make_position_embeddings(m: Machine, case: Case) -> tuple[Tensor, Tensor]:
     sin = scale(scale(angles))
     dtype = rotary_dtype(case)
     return to(cos, dtype), to(sin, dtype)
+
+
+def _make_complex(m: Machine, case: Case) -> tuple[Tensor, Tensor]:
+    """``DeepseekV2RotaryEmbedding.forward``: one number for cosine and sine; twice the same."""
+    rows = rotary_shape(case)[0]
+    angles = empty(m, (rows, case.length, case.rotary_size // 2), "fp32")
+    ones = like(angles)
+    turns = empty(m, rotary_shape(case), "fp32")
+    del ones
+    turns = scale(turns)
+    return turns, turns
