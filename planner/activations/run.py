@@ -17,15 +17,11 @@ from planner.activations.eager.autograd import PARAMETER_FIRST, Edge
 from planner.activations.eager.machine import Cut
 from planner.activations.programs import hf_blocks, hf_ends, hf_moe, megatron, reference
 from planner.activations.programs.case import Case
+from planner.activations.programs.held import hold_returned, leave_blocks
 from planner.activations.programs.keeping import checkpoints_by_function, keeping
 from planner.activations.programs.modules import normalise, turn
 from planner.activations.programs.reentrant import reentrant
-from planner.activations.programs.shared import (
-    Shared,
-    find_shared,
-    hold_returned,
-    leave_blocks,
-)
+from planner.activations.programs.shared import Shared, find_shared
 from planner.activations.rooms import Room, Shapes, furnished
 from planner.activations.tape import Mark
 from planner.layout.experts import LEAF, expert_holder, gathered_whole
@@ -278,7 +274,7 @@ def _run_head(machine: Machine, case: Case, extra: tuple[tuple[int, ...], ...]) 
     saved = tuple(sorted(machine.live))
     split = len(machine.events)
     with machine.booked_as(Term.LOGITS):
-        held.append(empty(machine, (), "fp32"))
+        held.append(empty(machine, (), held[0].dtype))
     edge = held[0].edge
     assert edge is not None
     run_backward(edge, held[-1])

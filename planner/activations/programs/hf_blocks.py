@@ -4,7 +4,7 @@ Source: the DecoderLayer of each family's modeling file in transformers 5.23.
 """
 
 from planner.activations.eager import Machine, Tensor, add
-from planner.activations.programs import hf_bloom, hf_residual
+from planner.activations.programs import hf_bert, hf_bloom, hf_residual
 from planner.activations.programs.case import Case
 from planner.activations.programs.hf_attention import self_attention
 from planner.activations.programs.hf_latent import latent_attention
@@ -16,6 +16,8 @@ from planner.activations.programs.shared import Shared
 
 def block(m: Machine, case: Case, hidden: Tensor, shared: Shared) -> Tensor:
     """``LlamaDecoderLayer.forward`` and its kin."""
+    if case.family == "bert":
+        return hf_bert.block(m, case, hidden, shared)
     if case.family == "bloom":
         return hf_bloom.block(m, case, hidden, shared, hf_residual.block_norms(case))
     if like_llama(case):

@@ -19,10 +19,11 @@ from planner.activations.eager import (
 from planner.activations.programs import megatron_kernels as kernels
 from planner.activations.programs.autotp_ends import vocabulary_loss
 from planner.activations.programs.case import Case
+from planner.activations.programs.held import leave_blocks
 from planner.activations.programs.hf_stems import embedded, masked_loss, transformed
 from planner.activations.programs.losses import chunked_loss, fused_loss, in_place_loss
 from planner.activations.programs.modules import cut_linear
-from planner.activations.programs.shared import Shared, leave_blocks, make_shared
+from planner.activations.programs.shared import Shared, make_shared
 from planner.memory.terms import Term
 
 

@@ -30,9 +30,9 @@ from planner.model.description import Norm
 
 NORM_AFTER_TURN = {"gemma3", "gemma3_text", "phi"}
 """Norms of queries and keys come after the heads have moved in front of the tokens."""
-ATTENTION_BY_POSITION = {"gpt2", "gpt_neox", "falcon", "bert"}
+ATTENTION_BY_POSITION = {"gpt2", "gpt_neox", "falcon"}
 """Blocks hand hidden states to attention by position, the others by keyword."""
-DROPS_INSIDE = {"gpt2", "starcoder2", "bert"}
+DROPS_INSIDE = {"gpt2", "starcoder2"}
 """The dropout of a branch is inside its module, where the module's locals are still alive."""
 
 

@@ -4,7 +4,7 @@ Sources, transformers 5.23: the DecoderLayer of each family's modeling file: GPT
 (modeling_gpt2.py:262), GPTNeoXLayer (modeling_gpt_neox.py:239), FalconDecoderLayer
 (modeling_falcon.py:567), PhiDecoderLayer (modeling_phi.py:260), Gemma2DecoderLayer
 (modeling_gemma2.py:296), Glm4DecoderLayer (modeling_glm4.py:78), Olmo2DecoderLayer
-(modeling_olmo2.py:287), OPTDecoderLayer (modeling_opt.py:202), BertLayer (modeling_bert.py:374).
+(modeling_olmo2.py:287), OPTDecoderLayer (modeling_opt.py:202).
 """
 
 from planner.activations.eager import Machine, Tensor, add, reshape, view

@@ -41,9 +41,7 @@ PLAIN_SOFTMAX = {"gpt2", "bert"}
 """Their eager attention takes the softmax in the model's dtype."""
 
 
-def score(
-    m: Machine, case: Case, heads: Heads, shared: Shared
-) -> Scored:
+def score(m: Machine, case: Case, heads: Heads, shared: Shared) -> Scored:
     """The attention function of the family; (B, S, A, D), or flat where its code makes it so."""
     facts = case.attention
     if case.family == "falcon":

@@ -22,8 +22,8 @@ from planner.activations.eager import (
 from planner.activations.eager.pieces import look_up
 from planner.activations.programs.autotp_ends import vocabulary_embedding
 from planner.activations.programs.case import Case
+from planner.activations.programs.held import LEAVES_WITH_NAME, NO_DROPOUT
 from planner.activations.programs.modules import activate, dropped, normalise, project
-from planner.activations.programs.shared import LEAVES_WITH_NAME, NO_DROPOUT
 from planner.model.description import Mlp
 
 

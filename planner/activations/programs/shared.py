@@ -111,12 +111,17 @@ def _handed(case: Case) -> list[Kind]:
 
 def passing(case: Case) -> list[Kind]:
     """Shapes and dtypes of what lives until the last norm has run."""
-    return [*_common(case), *_masks(masked_kinds(case))]
+    return [*_common(case), *_slopes(case), *_masks(masked_kinds(case))]
 
 
 def unused(case: Case) -> list[Kind]:
     """Of them, what no block is given: Qwen2-MoE makes a windowed mask in any case."""
-    return _masks(kind for kind in masked_kinds(case) if kind.attention.window not in case.windows)
+    others = [kind for kind in masked_kinds(case) if kind.attention.window not in case.windows]
+    return [*_slopes(case), *_masks(others)]
+
+
+def _slopes(case: Case) -> list[Kind]:
+    return [((case.attention.num_heads,), "fp32")] if case.family == "bloom" else []
 
 
 def _masks(kinds: Iterable[Case]) -> list[Kind]:
@@ -130,7 +135,7 @@ def _common(case: Case) -> list[Kind]:
         kinds += [(rotary_shape(case), rotary_dtype(case))] * 2
     if case.family == "bloom":
         heads = case.attention.num_heads
-        kinds += [((heads,), "fp32"), ((case.batch * heads, 1, case.length), case.dtype)]
+        kinds.append(((case.batch * heads, 1, case.length), case.dtype))
     return kinds
 
 
@@ -167,67 +172,6 @@ def masked_kinds(case: Case) -> list[Case]:
 def rotary_pairs(case: Case) -> int:
     """Pairs of cos and sin that the model makes."""
     return len(case.windows) if case.family in OWN_ROTATIONS else 1
-
-
-LEAVES_WITH_NAME = {"phi", "bert"}
-"""The embedded tokens have no name of their own that the model's forward keeps."""
-NO_DROPOUT = {"phi3"}
-"""The configuration has a dropout of the embedding that the code does not apply."""
-
-
-def held_by_model(case: Case) -> list[Kind]:
-    """Shapes and dtypes of what `hf_stems.hold` holds, for a layer that is not the stem."""
-    stem = case.stem
-    if stem is None:
-        return []
-    whole = (case.batch, case.length, case.hidden_size)
-    if stem.positions == "learned" and not stem.token_types:
-        rows = case.batch if case.family == "opt" else 1
-        counted: list[Kind] = [(whole[:2], "fp32")] if case.family == "opt" else []
-        return [*counted, (whole, case.dtype), ((rows, *whole[1:]), case.dtype)]
-    silent = case.family in NO_DROPOUT | LEAVES_WITH_NAME or stem.embedding_norm
-    if not silent and case.probability(stem.hidden_dropout):
-        return [(whole, case.dtype)]
-    return []
-
-
-def leave_blocks(m: Machine, case: Case) -> None:
-    """After the last norm: what was held for the forward pass only goes."""
-    if case.stem_kept:
-        m.strike((case.batch, case.length, case.hidden_size), case.dtype)
-    if case.layout.pp == 1:
-        for shape, dtype in unused(case) if case.recomputed else passing(case):
-            m.strike(shape, dtype)
-        for shape, dtype in _last_weights(case):
-            m.strike(shape, dtype)
-    if case.layout.pp == 1:
-        for shape, dtype in held_by_model(case):
-            m.strike(shape, dtype)
-
-
-RETURNS_WEIGHTS = {"bloom", "falcon"}
-"""The model's variable holds what a block has returned, attention weights included, until the next
-block has (modeling_bloom.py:512, modeling_falcon.py:775)."""
-
-
-def hold_returned(m: Machine, case: Case, shared: Shared) -> None:
-    """After a block: the variable takes up its weights and lets those before go.
-
-    Without recomputation the block saves them anyway.
-    """
-    if case.recomputed and case.layout.pp == 1:
-        for weights in shared.returned:
-            m.disown(weights)
-            if not case.boundary:
-                m.strike(weights.shape, weights.dtype)
-    shared.returned.clear()
-
-
-def _last_weights(case: Case) -> list[Kind]:
-    if not case.recomputed or case.family not in RETURNS_WEIGHTS or case.kernel != "eager":
-        return []
-    length = case.training.sequence_length
-    return [((case.batch, case.attention.num_heads, length, length), case.dtype)]
 
 
 def make_mask(m: Machine, case: Case) -> Tensor:
