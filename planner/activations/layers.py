@@ -241,18 +241,18 @@ def run_once(
     )
     return run_layer(
         case,
-        _local_shapes(layer, model, layout, training),
+        local_shapes(layer, model, layout, training),
         backend=backend,
         in_place=backend == "cuda" if in_place is None else in_place,
         modules=modules,
         following=[
-            (replace(case, layer=block), _local_shapes(block, model, layout, training))
+            (replace(case, layer=block), local_shapes(block, model, layout, training))
             for block in following
         ],
     )
 
 
-def _local_shapes(layer: Layer, model: Model, layout: Layout, training: Training) -> Shapes:
+def local_shapes(layer: Layer, model: Model, layout: Layout, training: Training) -> Shapes:
     """Shapes of the layer's parameters on this rank; a tied head's weight follows them."""
     cut = tensor_cut(model, layout, training, 0)
     prefix = next((placed.prefix for placed in model.placed() if placed.layer is layer), "")

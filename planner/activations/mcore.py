@@ -4,7 +4,7 @@ from functools import lru_cache
 
 from planner.activations.eager import Machine, Sink, Tensor, empty, run_backward
 from planner.activations.fold import fold
-from planner.activations.layers import _local_shapes
+from planner.activations.layers import local_shapes
 from planner.activations.programs import mcore, megatron
 from planner.activations.programs.case import Case
 from planner.activations.programs.mcore_latent import latent_attention
@@ -43,7 +43,7 @@ def mcore_tape(
         deepspeed=DeepSpeed(),
     )
     machine = Machine(backend="cuda", in_place=True, modules=False)
-    shapes = _local_shapes(layer, model, layout, training)
+    shapes = local_shapes(layer, model, layout, training)
     fused = options.gradient_accumulation_fusion and options.transformer_engine
     for index, (parameter, told) in enumerate(zip(layer.parameters, shapes, strict=False)):
         shape = _expert_shape(parameter, options) if parameter.routed else told

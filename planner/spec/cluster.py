@@ -47,6 +47,13 @@ class Cluster:
     """Per node; None: not told, so nothing is said about whether offloaded state fits."""
     intra_node_link: str = "nvlink4"
     inter_node_link: str = "infiniband-ndr"
+    network_ports: int | None = None
+    """Of a node; None: one for each device."""
+
+    @property
+    def ports_per_node(self) -> int:
+        """Ports over which the devices of a node reach other nodes."""
+        return self.network_ports or self.devices_per_node
 
     @property
     def num_devices(self) -> int:

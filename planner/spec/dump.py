@@ -34,6 +34,7 @@ def _cluster(cluster: Cluster) -> dict[str, Any]:
         "host_memory": cluster.host_memory_bytes and f"{cluster.host_memory_bytes}B",
         "intra_node_link": cluster.intra_node_link,
         "inter_node_link": cluster.inter_node_link,
+        "network_ports": cluster.network_ports,
     }
     return {key: value for key, value in told.items() if value is not None}
 

@@ -9,7 +9,7 @@ from planner.spec.cluster import Cluster, Device
 from planner.spec.devices import device, link
 from planner.spec.door import check
 from planner.spec.faults import Document, Faults, Keys, show
-from planner.spec.fields import STRICT, Bytes, NumDevices, NumNodes, Positive
+from planner.spec.fields import STRICT, Bytes, Count, NumDevices, NumNodes, Positive
 
 Found = TypeVar("Found")
 
@@ -67,6 +67,8 @@ class ClusterEntry:
     intra_node_link: str | None = None
     """Not told: the device's own."""
     inter_node_link: str = "infiniband-ndr"
+    network_ports: Count | None = None
+    """Of a node, of the kind of ``inter_node_link``; not told: one for each device."""
 
 
 def read_cluster(document: Document, faults: Faults) -> Cluster | None:
@@ -88,6 +90,7 @@ def read_cluster(document: Document, faults: Faults) -> Cluster | None:
         host_memory_bytes=entry.host_memory,
         intra_node_link=intra,
         inter_node_link=entry.inter_node_link,
+        network_ports=entry.network_ports,
     )
 
 

@@ -9,7 +9,7 @@ from planner.timing.shapes import Seconds
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTime:
-    """One optimizer step of the rank that takes longest; floats, or arrays over layouts.
+    """One optimizer step of the rank that takes longest; arrays over layouts.
 
     Fields that end in ``_seconds`` add up to the step. What runs while something longer runs is
     not in them: only what is left over of communication that overlaps with compute.
@@ -29,6 +29,8 @@ class StepTime:
     """Ulysses' all-to-alls."""
     expert_parallel_seconds: Seconds
     """Dispatch and combine of tokens."""
+    launch_seconds: Seconds
+    """Waiting for the host to launch kernels."""
     pipeline_seconds: Seconds
     """Messages between stages."""
     bubble_seconds: Seconds
@@ -42,15 +44,15 @@ class StepTime:
     offload_seconds: Seconds
     """Transfers between device and host, and the update on the host."""
     model_flops: Seconds
-    """Of one device: forward and backward as if nothing were recomputed."""
+    """A device's share of all: forward and backward as if nothing were recomputed."""
     hardware_flops: Seconds
-    """Of one device: with what is recomputed."""
+    """The same with what is recomputed."""
 
     @property
     def seconds(self) -> Seconds:
         """The whole step."""
         named = (each.name for each in fields(self) if each.name.endswith("_seconds"))
-        return sum((getattr(self, name) for name in named), start=np.float64(0.0))
+        return np.sum([getattr(self, name) for name in named], axis=0)
 
     @property
     def hardware_flops_per_second(self) -> Seconds:

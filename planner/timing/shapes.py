@@ -1,7 +1,7 @@
 """What layouts differ in, and what stays the same."""
 
-from dataclasses import dataclass, field, fields
-from typing import Literal
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,12 @@ from planner.spec.megatron import Megatron
 from planner.spec.training import Training
 
 Integers = int | NDArray[np.int64]
-Seconds = float | NDArray[np.float64]
+Shares = float | NDArray[np.float64]
 Flags = bool | NDArray[np.bool_]
+Seconds = NDArray[Any]
+"""One element, a float, for each layout or size of micro-batch."""
+Numbers = float | NDArray[Any]
+"""Sizes and rates, the same for all layouts or one for each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +38,7 @@ class Shapes:
     """B: sequences per device and micro-step."""
     micro_batches: Integers = 1
     """Forward and backward passes per optimizer step and rank."""
-    recomputed_share: Seconds = 0.0
+    recomputed_share: Shares = 0.0
     """Share of the blocks whose forward pass runs twice: 0 none, 1 full, 1/k every k-th."""
     recomputes_core: Flags = False
     """Selective recomputation: the core of attention runs twice."""
@@ -47,7 +51,7 @@ class Shapes:
         """Arrays of different lengths are a bug of the caller."""
         assert len({value.shape for value in self.columns() if isinstance(value, np.ndarray)}) <= 1
 
-    def columns(self) -> tuple[Integers | Seconds | Flags, ...]:
+    def columns(self) -> tuple[Integers | Shares | Flags, ...]:
         """The values of all fields, in order."""
         return tuple(getattr(self, each.name) for each in fields(self))
 
@@ -68,3 +72,9 @@ class Setting:
     engine: Literal["deepspeed", "megatron"] = "deepspeed"
     megatron: Megatron = field(default_factory=Megatron)
     """Only read with ``engine`` megatron."""
+    launch_blocking: bool = False
+    """``CUDA_LAUNCH_BLOCKING=1``: the host waits for every kernel."""
+
+    def of_micro_batch(self, size: int) -> Training:
+        """The training of plain passes with so many sequences."""
+        return replace(self.training, micro_batch_size=size, recompute="none")

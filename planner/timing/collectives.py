@@ -1,0 +1,55 @@
+"""Seconds of collective operations over a group: bytes over bandwidth, and hops.
+
+n ranks, each with ``size`` bytes. A ring passes chunks of size / n around: n - 1 steps reduce
+them, n - 1 more spread the sums (Thakur, Rabenseifner and Gropp 2005, section 4.4). A tree has
+the bandwidth of a ring and fewer hops (NCCL's double binary trees, since 2.4). A group of one
+rank takes no time.
+"""
+
+import numpy as np
+
+from planner.timing.links import Wires
+from planner.timing.shapes import Numbers, Seconds
+
+
+def all_reduce_seconds(size: Numbers, wires: Wires) -> Seconds:
+    """``2 (n - 1) / n`` of the size over the ring; the hops of a ring or a tree, the fewer."""
+    n = np.asarray(wires.ranks)
+    hops = 2 * np.minimum(n - 1, np.ceil(np.log2(n)))
+    return 2 * (n - 1) / n * size / wires.ring_bytes_per_second + hops * wires.hop_seconds
+
+
+def all_gather_seconds(size: Numbers, wires: Wires) -> Seconds:
+    """``(n - 1) / n`` of ``size``, what each rank has in the end, over the ring."""
+    n = np.asarray(wires.ranks)
+    return (n - 1) / n * size / wires.ring_bytes_per_second + _ring_hops(wires)
+
+
+def reduce_scatter_seconds(size: Numbers, wires: Wires) -> Seconds:
+    """The same way backwards: ``size`` is what each rank has in the beginning."""
+    return all_gather_seconds(size, wires)
+
+
+def all_to_all_seconds(size: Numbers, wires: Wires) -> Seconds:
+    """Each rank sends ``size / n`` to each other; what stays in the node goes beside the rest."""
+    n, here = np.asarray(wires.ranks), np.asarray(wires.ranks_per_node)
+    inside = (here - 1) / n * size / wires.inside_bytes_per_second
+    outside = (n - here) / n * size / wires.outside_bytes_per_second
+    return np.maximum(inside, outside) + np.where(n > 1, wires.hop_seconds, 0.0)
+
+
+def send_seconds(size: Numbers, wires: Wires) -> Seconds:
+    """One message to the next rank of the group; zero if there is none."""
+    rate = np.where(
+        np.asarray(wires.ranks_per_node) > 1,
+        wires.inside_bytes_per_second,
+        wires.outside_bytes_per_second,
+    )
+    return np.where(np.asarray(wires.ranks) > 1, size / rate + wires.hop_seconds, 0.0)
+
+
+def _ring_hops(wires: Wires) -> Seconds:
+    """Steps within a node are as short as they are; only those between nodes are long."""
+    n, here = np.asarray(wires.ranks), np.asarray(wires.ranks_per_node)
+    nodes = np.ceil(n / here)
+    return (n - nodes) * wires.inside_hop_seconds + (nodes - 1) * wires.outside_hop_seconds

@@ -1,0 +1,84 @@
+"""How the stages of many layouts divide the model, as counts of layers of each kind."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.layout.cut import stages
+from planner.layout.stage import Stage
+from planner.model.description import Layer, Model
+from planner.spec.layout import Layout
+from planner.timing.shapes import Setting
+
+Counts = NDArray[np.int64]
+
+
+class Division(NamedTuple):
+    """One way to divide a model."""
+
+    different: Counts
+    """(rows, kinds): layers of each kind in a stage, every stage that differs once."""
+    total: Counts
+    """(kinds,): of all stages."""
+    dense: int
+    routed: int
+    """Parameters before ZeRO on a rank of the stage that has most of them."""
+
+
+class Divisions(NamedTuple):
+    """Those of many layouts."""
+
+    different: Counts
+    """(layouts, rows, kinds), padded with stages of no layers."""
+    total: Counts
+    dense: NDArray[np.float64]
+    routed: NDArray[np.float64]
+
+
+def kinds(model: Model) -> tuple[Layer, ...]:
+    """The layers that differ, in the order of the forward pass; equal ones are one object."""
+    return tuple({id(placed.layer): placed.layer for placed in model.placed()}.values())
+
+
+@lru_cache(maxsize=4096)
+def division(setting: Setting, layout: Layout) -> Division:
+    """As the engine divides it, see `planner.layout.cut.stages`."""
+    held = stages(setting.model, layout, setting.training, setting.deepspeed)
+    counts = _counts(held, kinds(setting.model))
+    dense, routed = max(_parameters(stage) for stage in held)
+    return Division(np.unique(counts, axis=0), counts.sum(axis=0), dense, routed)
+
+
+def divisions(setting: Setting, layouts: Sequence[Layout], which: Counts) -> Divisions:
+    """``which``: the place of each element's layout among ``layouts``, which differ."""
+    each = [division(setting, layout) for layout in layouts]
+    rows = max(len(found.different) for found in each)
+    padded = np.stack([_padded(found.different, rows) for found in each])
+    return Divisions(
+        padded[which],
+        np.stack([found.total for found in each])[which],
+        np.array([found.dense for found in each], dtype=np.float64)[which],
+        np.array([found.routed for found in each], dtype=np.float64)[which],
+    )
+
+
+def _padded(counts: Counts, rows: int) -> Counts:
+    return np.pad(counts, ((0, rows - len(counts)), (0, 0)))
+
+
+def _counts(held: Sequence[Stage], known: Sequence[Layer]) -> Counts:
+    place = {id(layer): index for index, layer in enumerate(known)}
+    counts = np.zeros((len(held), len(known)), dtype=np.int64)
+    for stage in held:
+        for layer in stage.layers:
+            counts[stage.index, place[id(layer.placed.layer)]] += 1
+    return counts
+
+
+def _parameters(stage: Stage) -> tuple[int, int]:
+    """Dense ones, and those of experts."""
+    routed = sum(p.numel for layer in stage.layers for p in layer.parameters if p.expert)
+    return stage.num_parameters - routed, routed
