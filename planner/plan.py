@@ -232,10 +232,15 @@ def _plan_stages(
     size = run.layout.num_devices // run.layout.pp
     for stage in held:
         done = run_stage(run, stage)
-        chosen = classes if every_rank else [classes[int(done.timeline.peaks(places).argmax())]]
+        chosen = classes if every_rank else [_worst(classes, done.timeline.peaks(places))]
         for ranks, place in chosen:
             own = tuple(stage.index * size + rank for rank in ranks)
             yield _rank_plan(run, stage, done, own, place)
+
+
+def _worst(classes: Sequence[_Class], peaks: Sequence[int]) -> _Class:
+    """The first of those with the highest peak."""
+    return classes[peaks.index(max(peaks))]
 
 
 def _rank_plan(

@@ -8,13 +8,10 @@ tied embedding is a ``TiedLayerSpec`` and counts like any other layer (runtime/p
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import pairwise
-
-import numpy as np
+from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 from planner.errors import LayoutError
-
-_UNREACHABLE = 2**62
 
 
 def partition_layers(
@@ -56,37 +53,48 @@ def partition_uniform(num_items: int, num_parts: int) -> tuple[int, ...]:
     return tuple(part * size + min(part, rest) for part in range(num_parts + 1))
 
 
+class _Cut(NamedTuple):
+    """The best partition of a prefix that was found."""
+
+    heaviest: int
+    lightest: int
+    place: int
+    """Where its last part begins."""
+
+
 @lru_cache(maxsize=256)
 def partition_balanced(weights: tuple[int, ...], num_parts: int) -> tuple[int, ...]:
     """Bounds of parts whose heaviest and lightest differ least (runtime/utils.py:627).
 
     DeepSpeed extends the best partition of a prefix by one part and keeps, of equal ones, that
-    with the latest cut; it remembers one partition per prefix and so may miss the optimum. The
-    same recurrence is evaluated here for all prefixes and cuts of one part at once.
+    with the latest cut; it remembers one partition per prefix and so may miss the optimum.
     """
     num_items = len(weights)
     if num_items <= num_parts:
         return partition_uniform(num_items, num_parts)
-    sums = np.concatenate([[0], np.cumsum(np.asarray(weights, dtype=np.int64))])
-    # Cuts run backwards, so that argmin's first is the latest; a cut not before its end is absurd.
-    last = sums[:, None] - sums[None, ::-1]
-    last[~np.tri(num_items + 1, k=-1, dtype=np.bool_)[:, ::-1]] = _UNREACHABLE
-    heaviest = np.full(num_items + 1, _UNREACHABLE)
-    lightest = np.zeros(num_items + 1, dtype=np.int64)
-    heaviest[0], lightest[0] = 0, _UNREACHABLE
-    ends = np.arange(num_items + 1)
-    cuts = []
-    for _ in range(num_parts):
-        most = np.maximum(heaviest[::-1], last)
-        least = np.minimum(lightest[::-1], last)
-        best = np.argmin(most - least, axis=1)
-        heaviest, lightest = most[ends, best], least[ends, best]
-        lightest[heaviest == _UNREACHABLE] = 0
-        cuts.append(num_items - best)
+    sums = [0, *accumulate(weights)]
+    parts = [{end: _Cut(sums[end], sums[end], 0) for end in range(1, num_items + 1)}]
+    for part in range(1, num_parts):
+        # No part is empty, and some items are left for each of the parts after it.
+        ends = range(part + 1, num_items - num_parts + part + 2)
+        parts.append({end: _best_cut(parts[-1], sums, part, end) for end in ends})
     bounds = [num_items]
-    for cut in reversed(cuts):
-        bounds.append(int(cut[bounds[-1]]))
+    for cuts in reversed(parts):
+        bounds.append(cuts[bounds[-1]].place)
     return tuple(reversed(bounds))
+
+
+def _best_cut(before: dict[int, _Cut], sums: Sequence[int], first: int, end: int) -> _Cut:
+    """Add one part to the partitions ``before`` of prefixes; the latest cut of equal ones."""
+    best, least = None, sums[-1] + 1
+    for place in range(end - 1, first - 1, -1):
+        heaviest, lightest, _ = before[place]
+        last = sums[end] - sums[place]
+        most, fewest = max(heaviest, last), min(lightest, last)
+        if most - fewest < least:
+            best, least = _Cut(most, fewest, place), most - fewest
+    assert best is not None
+    return best
 
 
 def _matches(names: Sequence[str], pattern: str) -> tuple[int, ...]:

@@ -5,13 +5,11 @@ partition owns. So a stage has one timeline, and a change may be restricted to a
 partition indices.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from functools import lru_cache
+from itertools import accumulate, pairwise, repeat
 from typing import Literal, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
 
 from planner.layout.ranks import PartitionIndex
 from planner.memory.terms import Term
@@ -19,16 +17,13 @@ from planner.memory.terms import Term
 Group = Literal["dense", "expert"]
 """Which ZeRO group an owner index counts in: ``dp * sp`` ranks, or their ``1/ep`` for experts."""
 
-Ints = NDArray[np.int64]
-
 Owned = tuple[int, bool, int, int]
 """A change that not everyone sees: its place, whether experts' index counts, and the range."""
 
+_Step = tuple[bool, int, int, int]
+"""The same with its delta in the place of its place, which is last."""
+
 EVERYONE = (0, 2**31 - 1)
-
-_MATRIX_CELLS = 2**20
-"""Bounds the memory of `Timeline.peaks`: ranks are taken in portions."""
-
 
 _NOBODY = PartitionIndex(-1, -1)
 
@@ -55,6 +50,15 @@ class _Span(NamedTuple):
     """Changes before it."""
     end: int
     peak_bytes: int
+
+
+class _Own(NamedTuple):
+    """What one rank sees of a stretch."""
+
+    top_bytes: int
+    """The highest point, counted from the start."""
+    net_bytes: int
+    """What changes that not everyone sees leave at the end."""
 
 
 class _Booked(NamedTuple):
@@ -136,43 +140,71 @@ class Timeline:
 
     def fold(self, index: PartitionIndex) -> tuple[PhasePeak, ...]:
         """What the rank at ``index`` holds, phase by phase, in the order they first start."""
-        terms, deltas = np.asarray(self._terms, dtype=np.int64), self._deltas_of(index)
-        totals = np.concatenate([[0], np.cumsum(deltas)])
-        starts = [start for _, start in self._phases]
-        ends = [*starts[1:], len(terms)]
-        tops = np.maximum(np.maximum.reduceat(totals, starts), totals[ends])
+        deltas = self._deltas_of(index)
+        totals = list(accumulate(deltas, initial=0))
+        ends = [start for _, start in self._phases[1:]] + [len(deltas)]
         spans: dict[str, list[_Span]] = {}
-        for (name, start), end, top in zip(self._phases, ends, tops.tolist(), strict=True):
-            spans.setdefault(name, []).append(_Span(start, end, top))
-        return tuple(_peak(name, parts, terms, deltas, totals) for name, parts in spans.items())
+        for (name, start), end in zip(self._phases, ends, strict=True):
+            spans.setdefault(name, []).append(_Span(start, end, max(totals[start : end + 1])))
+        places = {name: (_top(parts, totals), parts[-1].end) for name, parts in spans.items()}
+        alive = _alive({at for both in places.values() for at in both}, self._terms, deltas)
+        return tuple(
+            PhasePeak(name, totals[end], totals[top], alive[top], alive[end])
+            for name, (top, end) in places.items()
+        )
 
-    def peaks(self, indices: Sequence[PartitionIndex]) -> Ints:
+    def peaks(self, indices: Sequence[PartitionIndex]) -> list[int]:
         """The highest point of the whole timeline for each of the ranks, in bytes.
 
-        What is common to all is folded once: between two changes that not everyone sees, only the
-        highest common total matters. So the cost per rank is that of the changes with owners.
+        What everyone sees is folded once. Only stretches with changes that not everyone sees are
+        looked at for each rank, and equal ones once, in whatever timeline they are.
         """
-        totals = np.concatenate([[0], np.cumsum(self._deltas_of(_NOBODY))])
-        if not self._owners:
-            return np.full(len(indices), totals.max(), dtype=np.int64)
-        places, expert, low, high = np.asarray(self._owners, dtype=np.int64).T
-        tops = np.maximum.reduceat(totals, np.concatenate([[0], places + 1]))
-        sizes = np.asarray(self._deltas, dtype=np.int64)[places]
-        different, alike = _alike(np.asarray(indices), np.concatenate([low, high]))
-        peaks = [
-            _own_peaks(part, tops, sizes, (expert, low, high))
-            for part in _portions(different, max(1, _MATRIX_CELLS // len(places)))
-        ]
-        found: Ints = np.concatenate(peaks)[alike]
-        return found
+        ranks = tuple(sorted(set(indices)))
+        held, highest = [0] * len(ranks), [0] * len(ranks)
+        total = top = 0  # since the last stretch that ranks see differently
+        for totals, steps, tops in self._stretches():
+            if steps:
+                own = _own(ranks, steps, tops)
+                highest = [
+                    max(high, now + top, now + total + each.top_bytes)
+                    for high, now, each in zip(highest, held, own, strict=True)
+                ]
+                held = [now + total + each.net_bytes for now, each in zip(held, own, strict=True)]
+                total = top = totals[-1]
+            else:
+                top = max(top, total + max(totals))
+                total += totals[-1]
+        peaks = (max(high, now + top) for high, now in zip(highest, held, strict=True))
+        found = dict(zip(ranks, peaks, strict=True))
+        return [found[index] for index in indices]
 
-    def _deltas_of(self, index: PartitionIndex) -> Ints:
+    def _stretches(self) -> Iterator[tuple[list[int], tuple[_Step, ...], tuple[int, ...]]]:
+        """From phase to phase: totals of what everyone sees, counted from the start.
+
+        Then what not everyone sees, and the highest total before, between and after that.
+        """
+        common = self._deltas_of(_NOBODY)
+        starts = [start for _, start in self._phases]
+        seen = 0
+        for start, end in pairwise([0, *starts, len(common)]):
+            first = seen
+            while seen < len(self._owners) and self._owners[seen][0] < end:
+                seen += 1
+            owners = self._owners[first:seen]
+            steps = tuple(
+                (expert, low, high, self._deltas[place]) for place, expert, low, high in owners
+            )
+            totals = list(accumulate(common[start:end], initial=0))
+            bounds = [0, *(place + 1 - start for place, *_ in owners), len(totals)]
+            tops = tuple(max(totals[low:high]) for low, high in pairwise(bounds)) if owners else ()
+            yield totals, steps, tops
+
+    def _deltas_of(self, index: PartitionIndex) -> list[int]:
         """The changes that the rank sees: those of other owners are zero."""
-        deltas = np.asarray(self._deltas, dtype=np.int64)
-        if self._owners:
-            places, expert, low, high = np.asarray(self._owners, dtype=np.int64).T
-            own = np.where(expert == 1, index.expert, index.dense)
-            deltas[places[(own < low) | (own >= high)]] = 0
+        deltas = self._deltas.copy()
+        for place, expert, low, high in self._owners:
+            if not low <= index[expert] < high:
+                deltas[place] = 0
         return deltas
 
 
@@ -201,49 +233,74 @@ def falls_first(changes: dict[int, int]) -> list[tuple[int, int]]:
     return sorted((change for change in changes.items() if change[1]), key=lambda item: item[1])
 
 
-def _alike(indices: Ints, bounds: Ints) -> tuple[Ints, Ints]:
-    """One of all indices that no bound tells apart, and for each index which one it is."""
-    sides = np.searchsorted(np.unique(bounds), indices, side="right")
-    _, first, alike = np.unique(sides, axis=0, return_index=True, return_inverse=True)
-    return indices[first], alike.reshape(-1)
+@lru_cache(maxsize=1024)
+def _own(
+    ranks: tuple[PartitionIndex, ...], steps: tuple[_Step, ...], tops: tuple[int, ...]
+) -> tuple[_Own, ...]:
+    """What each of the ranks, which ascend, sees of a stretch.
 
-
-def _portions(indices: Ints, size: int) -> Iterator[Ints]:
-    """The indices in pieces of at most ``size``."""
-    for start in range(0, len(indices), size):
-        yield indices[start : start + size]
-
-
-def _own_peaks(indices: Ints, tops: Ints, sizes: Ints, owners: tuple[Ints, Ints, Ints]) -> Ints:
-    """Peaks of the ranks at ``indices`` (ranks, 2): common tops raised by what each owns."""
-    expert, low, high = owners
-    own = np.where(expert == 1, indices[:, 1:], indices[:, :1])
-    held = np.cumsum(np.where((own >= low) & (own < high), sizes, 0), axis=1)
-    peaks: Ints = np.maximum(tops[0], (tops[1:] + held).max(axis=1))
-    return peaks
-
-
-def _peak(name: str, spans: list[_Span], terms: Ints, deltas: Ints, totals: Ints) -> PhasePeak:
-    """The highest total in the spans, what is alive there and at the last end.
-
-    Of equal totals the one at the start of a span counts, where nothing is under way, else the
-    first.
+    ``tops``: the highest of what everyone sees before the first step, and after each one.
     """
-    start, end, peak_bytes = max(spans, key=lambda span: span.peak_bytes)
-    starts = (span.start for span in spans if totals[span.start] == peak_bytes)
-    place = next(starts, start + int(np.argmax(totals[start : end + 1])))
-    last = spans[-1].end
-    return PhasePeak(
-        phase=name,
-        end_bytes=int(totals[last]),
-        peak_bytes=peak_bytes,
-        terms=_alive(place, terms, deltas),
-        end_terms=_alive(last, terms, deltas),
-    )
+    return tuple(_halved(ranks, steps, tops, 0))
 
 
-def _alive(place: int, terms: Ints, deltas: Ints) -> dict[Term, int]:
-    """Bytes of each term after the first ``place`` changes; terms with none are left out."""
-    sums = np.zeros(len(_TERMS), dtype=np.int64)
-    np.add.at(sums, terms[:place], deltas[:place])
-    return {term: size for term, size in zip(_TERMS, sums.tolist(), strict=True) if size}
+def _halved(
+    ranks: Sequence[PartitionIndex], steps: Sequence[_Step], tops: Sequence[int], held: int
+) -> Iterator[_Own]:
+    """Halve the ranks until no step tells them apart; ``held``: by the steps left out."""
+    steps, tops, net = _merged(ranks, steps, tops)
+    held += net
+    if not steps:
+        yield from repeat(_Own(tops[0], held), len(ranks))
+        return
+    middle = len(ranks) // 2
+    yield from _halved(ranks[:middle], steps, tops, held)
+    yield from _halved(ranks[middle:], steps, tops, held)
+
+
+def _merged(
+    ranks: Sequence[PartitionIndex], steps: Sequence[_Step], tops: Sequence[int]
+) -> tuple[list[_Step], list[int], int]:
+    """The same for these ranks, without the steps that all of them see, or none; and their sum."""
+    lowest = [min(places) for places in zip(*ranks, strict=True)]
+    highest = [max(places) for places in zip(*ranks, strict=True)]
+    own: list[_Step] = []
+    own_tops: list[int] = []
+    held, last = 0, tops[0]
+    for step, top in zip(steps, tops[1:], strict=True):
+        expert, low, high, delta = step
+        least, most = lowest[expert], highest[expert]
+        if low <= least and most < high:
+            held += delta
+        elif low <= most and least < high:
+            own.append(step)
+            own_tops.append(last)
+            last = held + top
+            continue
+        last = max(last, held + top)
+    return own, [*own_tops, last], held
+
+
+def _top(spans: Sequence[_Span], totals: Sequence[int]) -> int:
+    """Where the highest total in the spans is.
+
+    Of equal ones the one at the start of a span counts, where nothing is under way, else the first.
+    """
+    start, end, peak = max(spans, key=lambda span: span.peak_bytes)
+    starts = (span.start for span in spans if totals[span.start] == peak)
+    return next(starts, totals.index(peak, start, end + 1))
+
+
+def _alive(
+    places: Collection[int], terms: Sequence[int], deltas: Sequence[int]
+) -> dict[int, dict[Term, int]]:
+    """Bytes of each term after so many changes, for each of ``places``; no term with none."""
+    sums = [0] * len(_TERMS)
+    found: dict[int, dict[Term, int]] = {}
+    done = 0
+    for place in sorted(places):
+        for term, delta in zip(terms[done:place], deltas[done:place], strict=True):
+            sums[term] += delta
+        found[place] = {term: size for term, size in zip(_TERMS, sums, strict=True) if size}
+        done = place
+    return found

@@ -67,7 +67,7 @@ def test_what_is_booked_again_is_what_was_booked(before, changes, owned):
         again.once("key", lambda: add_all(again))
     for index in INDICES:
         assert again.fold(index) == plain.fold(index)
-    assert again.peaks(INDICES).tolist() == plain.peaks(INDICES).tolist()
+    assert again.peaks(INDICES) == plain.peaks(INDICES)
 
 
 @given(st.lists(change, max_size=30))
@@ -86,7 +86,18 @@ def test_the_fold_is_the_walk(changes):
 def test_all_ranks_at_once_are_the_ranks_one_by_one(changes):
     timeline = build(changes)
     one_by_one = [max(p.peak_bytes for p in timeline.fold(index)) for index in INDICES]
-    assert timeline.peaks(INDICES).tolist() == one_by_one
+    assert timeline.peaks(INDICES) == one_by_one
+
+
+def test_what_everyone_frees_beside_what_some_keep_is_no_peak():
+    timeline = Timeline()
+    timeline.phase("forward")
+    timeline.add(Term.ACTIVATIONS, 10)
+    timeline.phase("backward")
+    timeline.add(Term.ACTIVATIONS, -10)
+    timeline.add(Term.OWNED_GRADIENTS, 5, (1, 2))
+    timeline.phase("step")
+    assert timeline.peaks(INDICES) == [10, 10, 10, 10]
 
 
 def test_a_phase_ends_with_what_is_left():

@@ -6,9 +6,9 @@ experts, K of them a token, C tokens an expert has room for. Scalars are left ou
 that the layer keeps.
 """
 
+from math import ceil
+from struct import pack, unpack
 from typing import NamedTuple
-
-import numpy as np
 
 from planner.activations.eager import (
     Machine,
@@ -58,9 +58,14 @@ def capacity(case: Case) -> int:
     if not rules.drop_tokens:
         mean = tokens * chosen / moe.num_experts
         return min(tokens, -int(-mean * case.training.expert_imbalance // 1))
-    factor = np.float32(rules.capacity_factor * chosen)
-    room = int(np.ceil(np.float32(tokens / moe.num_experts) * factor))
-    return max(room, rules.min_capacity)
+    mean, factor = _single(tokens / moe.num_experts), _single(rules.capacity_factor * chosen)
+    return max(ceil(_single(mean * factor)), rules.min_capacity)
+
+
+def _single(value: float) -> float:
+    """As fp32 has it; a product of two such is exact before it is rounded."""
+    rounded: float = unpack("f", pack("f", value))[0]
+    return rounded
 
 
 def route(m: Machine, case: Case, x: Tensor, weight: Tensor) -> Routes:
