@@ -232,11 +232,15 @@ def rehearse(
         str, typer.Option(help="worst, ends (of the pipeline), all that differ, or 0,17.")
     ] = "worst",
     steps: Annotated[int, typer.Option(min=2, help="Optimizer steps.")] = 2,
+    allocator: Annotated[
+        str, typer.Option(help="PYTORCH_ALLOC_CONF, e.g. expandable_segments:True.")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """The real engine as some ranks of the layout, without memory; exit code 1 if it differs."""
     from tempfile import mkdtemp
 
+    from planner.memory.allocator.settings import read_settings
     from planner.rehearse.run import document, rehearse
     from planner.report.rehearsal import render
     from planner.spec.load import load
@@ -244,7 +248,14 @@ def rehearse(
     spec = load(file)
     logs = Path(mkdtemp(prefix="planner-rehearsal-"))
     with _progress() as progress:
-        made = rehearse(spec, ranks, steps=steps, logs=logs, progress=progress)
+        made = rehearse(
+            spec,
+            ranks,
+            steps=steps,
+            logs=logs,
+            progress=progress,
+            settings=read_settings(allocator),
+        )
     if as_json:
         _print_json(document(made))
     else:

@@ -247,23 +247,27 @@ def _rank_plan(
     run: Run, stage: Stage, done: StageRun, ranks: tuple[int, ...], place: PartitionIndex
 ) -> RankPlan:
     phases = done.timeline.fold(place)
-    layout = run.layout
     return RankPlan(
         rank=ranks[0],
         ranks=ranks,
         stage=stage.index,
         layers=_names(stage),
-        coordinates=coordinates(ranks[0], layout)._asdict(),
+        coordinates=coordinates(ranks[0], run.layout)._asdict(),
         local_parameters=stage.num_parameters,
         phases=phases,
-        beyond=beyond(
-            max(phase.peak_bytes for phase in phases),
-            device=run.device,
-            num_groups=num_communicators(layout),
-            all_to_all_peers=num_all_to_all_peers(layout, run.devices_per_node),
-        ),
+        beyond=beyond_of(run, max(phase.peak_bytes for phase in phases)),
         host=done.strategy.host_bytes(place.dense) | _checkpoints_on_host(run, stage),
         notes=done.strategy.notes(),
+    )
+
+
+def beyond_of(run: Run, allocated_bytes: int) -> Beyond:
+    """What the allocator and the device hold when so much is allocated."""
+    return beyond(
+        allocated_bytes,
+        device=run.device,
+        num_groups=num_communicators(run.layout),
+        all_to_all_peers=num_all_to_all_peers(run.layout, run.devices_per_node),
     )
 
 

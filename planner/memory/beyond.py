@@ -48,6 +48,11 @@ class Beyond:
     device_high_bytes: int
     assumptions: tuple[str, ...]
 
+    @property
+    def outside_bytes(self) -> int:
+        """What the process holds of the device beside PyTorch's allocator."""
+        return self.device_bytes - self.reserved_bytes
+
 
 @cache
 def constants() -> Mapping[str, Band]:

@@ -15,6 +15,8 @@ from deepspeed.accelerator import get_accelerator, set_accelerator
 from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
+from planner.rehearse.streams import DEFAULT, Event, Stream, Work, on
+
 NAME = "standin"
 
 OWN_KERNELS = ("silu_backward", "mish_backward", "native_channel_shuffle")
@@ -71,35 +73,6 @@ def register() -> None:
 
 def _never(*_: Any, **__: Any) -> Any:
     raise AssertionError("a fake tensor's operation ran")
-
-
-class Stream:
-    """Work on it is done at once."""
-
-    def __init__(self, *_: Any, **__: Any) -> None: ...
-
-    def wait_stream(self, _: Any) -> None: ...
-
-    def wait_event(self, _: Any) -> None: ...
-
-    def synchronize(self) -> None: ...
-
-    def record_event(self, event: Any = None) -> Any:
-        return event
-
-    def query(self) -> bool:
-        return True
-
-
-class Event(Stream):
-    """Has happened as soon as it is recorded."""
-
-    def record(self, _: Any = None) -> None: ...
-
-    def wait(self, _: Any = None) -> None: ...
-
-    def elapsed_time(self, _: Any) -> float:
-        return 1.0
 
 
 class StandInAccelerator(CPU_Accelerator):
@@ -164,20 +137,29 @@ class StandInAccelerator(CPU_Accelerator):
         return Event
 
     def stream(self, stream: Any) -> Any:
-        """Work goes nowhere else."""
-        del stream
-        return nullcontext()
+        """Inside the ``with``, work goes there."""
+        return nullcontext() if stream is None else on(stream)
 
     def current_stream(self, device_index: int | None = None) -> Any:
-        """Any is as good as another."""
-        return Stream(device_index)
+        """Where work goes now."""
+        del device_index
+        return Work.stream
 
     def default_stream(self, device_index: int | None = None) -> Any:
-        """Any is as good as another."""
-        return Stream(device_index)
+        """Where it goes if nothing is said."""
+        del device_index
+        return DEFAULT
 
     def synchronize(self, device_index: int | None = None) -> None:
         """All is done."""
+        del device_index
+        if Work.listener is not None:
+            Work.listener.synchronized(None)
+
+    def empty_cache(self) -> None:
+        """Nothing is cached but in the replay of what was allocated."""
+        if Work.listener is not None:
+            Work.listener.emptied()
 
 
 @contextmanager

@@ -2,13 +2,16 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 from planner.errors import LayoutError
+from planner.memory.allocator.settings import DEFAULTS, Settings
 from planner.plan import Plan, make_plan
+from planner.rehearse.reserved import modelled, reserved_points
 from planner.rehearse.worker import rehearse_rank
 from planner.spec.dump import dump
 from planner.spec.load import Spec
@@ -25,6 +28,8 @@ class Rehearsal:
     plan: Plan
     results: tuple[RankResult, ...]
     points: tuple[Point, ...]
+    reserved: tuple[Point, ...]
+    """What the modelled allocator reserves, beside the plan's estimate, which has a wide band."""
     seconds: float
 
     @property
@@ -48,7 +53,12 @@ def document(rehearsal: Rehearsal) -> dict[str, Any]:
     return {
         "schema": "planner.rehearsal/1",
         "file": str(rehearsal.plan.spec.path),
-        "points": [point_document(point) for point in rehearsal.points],
+        "points": [point_document(point) for point in (*rehearsal.points, *rehearsal.reserved)],
+        "out_of_memory": [
+            {"rank": result.rank} | asdict(result.refused)
+            for result in rehearsal.results
+            if result.refused is not None
+        ],
         "failures": [failure_document(result) for result in rehearsal.results if result.failure],
         "seconds": rehearsal.seconds,
         "host_peak_bytes": rehearsal.host_peak_bytes,
@@ -81,8 +91,19 @@ def _number(text: str, plan: Plan) -> int:
     return int(text)
 
 
-def rehearse(spec: Spec, which: str, *, steps: int, logs: Path, progress: Progress) -> Rehearsal:
-    """Rehearse the chosen ranks, as many at once as this machine has cores."""
+def rehearse(
+    spec: Spec,
+    which: str,
+    *,
+    steps: int,
+    logs: Path,
+    progress: Progress,
+    settings: Settings = DEFAULTS,
+) -> Rehearsal:
+    """Rehearse the chosen ranks, as many at once as this machine has cores.
+
+    ``settings`` are those of PyTorch's allocator.
+    """
     start = monotonic()
     plan = make_plan(spec, every_rank=True, booked=True)
     job = Job(
@@ -93,14 +114,16 @@ def rehearse(spec: Spec, which: str, *, steps: int, logs: Path, progress: Progre
         accelerator="standin",
         collectives="fake",
     )
+    run_rank = partial(rehearse_rank, modelled=modelled(plan, settings))
     results: list[RankResult] = []
     for ranks in _portions(choose_ranks(plan, which), os.cpu_count() or 1):
-        launcher = LocalLauncher(run_rank=rehearse_rank, logs=logs, ranks=ranks)
+        launcher = LocalLauncher(run_rank=run_rank, logs=logs, ranks=ranks)
         results.extend(launcher.run(job, progress=progress))
     return Rehearsal(
         plan=plan,
         results=tuple(results),
         points=tuple(points(plan, results)),
+        reserved=tuple(reserved_points(plan, results)),
         seconds=monotonic() - start,
     )
 

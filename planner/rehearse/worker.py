@@ -6,15 +6,22 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
+from planner.rehearse.replay import Modelled, with_reserved
+from planner.rehearse.streams import Work
+from planner.rehearse.trace import Trace
+from planner.validate.books import storage_key
 from planner.validate.job import Job, Place, RankResult, Tell
 from planner.validate.replaced import replaced
 from planner.validate.worker import preload, read_spec, run_rank
 
 
-def rehearse_rank(job: Job, place: Place, tell: Tell) -> RankResult:
+def rehearse_rank(
+    job: Job, place: Place, tell: Tell, *, modelled: Modelled | None = None
+) -> RankResult:
     """What `run_rank` does, as one rank of many that are not there.
 
-    ``machine`` tells the host's own memory as ``peak_resident_bytes``.
+    With an allocator that is modelled, the readings tell what it would have reserved. ``machine``
+    tells the host's own memory as ``peak_resident_bytes``.
     """
     preload()
     from planner.rehearse.answers import without_bytes
@@ -25,17 +32,37 @@ def rehearse_rank(job: Job, place: Place, tell: Tell) -> RankResult:
     place = replace(place, local_rank=0)  # wherever it would be in a node, it is alone here
     spec = read_spec(job)
     architecture = spec.cluster.device.architecture
+    trace = Trace(stream=lambda: Work.stream.number)
     with ExitStack() as stack:
         stack.enter_context(accelerator(synchronous=architecture == "cpu"))
+        stack.enter_context(_heard(trace))
         stack.enter_context(_as_if_real())
         if architecture == "cpu":
             stack.enter_context(_copies_of_gloo())
         stack.enter_context(stated_routing(spec.training.expert_imbalance))
         stack.enter_context(without_bytes(attention_of(architecture)))
-        result = run_rank(job, place, tell)
+        result = run_rank(job, place, tell, recorder=trace)
+    if modelled is not None:
+        result = with_reserved(result, trace, modelled)
     resident_bytes = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     machine = {**result.machine, "peak_resident_bytes": resident_bytes}
     return replace(result, machine=machine)
+
+
+@contextmanager
+def _heard(trace: Trace) -> Iterator[None]:
+    """The trace hears what the host tells the device's allocator."""
+    import torch
+
+    def record_stream(tensor: Any, stream: Any) -> None:
+        trace.used(storage_key(tensor.untyped_storage()), stream.number)
+
+    Work.listener = trace
+    try:
+        with replaced(torch.Tensor, record_stream=record_stream):
+            yield
+    finally:
+        Work.listener = None
 
 
 @contextmanager
@@ -52,7 +79,6 @@ def _as_if_real() -> Iterator[None]:
         # A mesh reads the ranks out of a tensor.
         make_mesh = _with_numbers(meshes.init_device_mesh)
         stack.enter_context(replaced(meshes, init_device_mesh=make_mesh))
-        stack.enter_context(replaced(torch.Tensor, record_stream=lambda *_: None))
         # A kernel in C++, which reads and writes numbers.
         stack.enter_context(replaced(CPUAdamBuilder, load=lambda _: _AdamKernel()))
         # transformers would take a fake tensor for a compilation, and write out every mask.

@@ -1,12 +1,17 @@
 """``planner rehearse``: what the real engine booked, beside the plan."""
 
+from collections.abc import Sequence
+
 from rich.console import Group, RenderableType
+from rich.table import Table
 from rich.text import Text
 
 from planner.rehearse.run import Rehearsal
 from planner.report.plan import heading
 from planner.report.validation import failure_lines, points_table, summary_lines
-from planner.units import show_gib
+from planner.units import GIB, MIB, show_gib
+from planner.validate.compare import Point
+from planner.validate.job import RankResult
 
 
 def render(rehearsal: Rehearsal, *, width: int) -> RenderableType:
@@ -18,10 +23,58 @@ def render(rehearsal: Rehearsal, *, width: int) -> RenderableType:
         Text(),
         points_table(peaks, width),
         Text(),
+        *_reserved(peaks, rehearsal.reserved),
         *summary_lines(rehearsal.points),
         *failure_lines(rehearsal.results),
+        *_refused(rehearsal.results),
         Text(
             f"{len(rehearsal.results)} rank(s) in {rehearsal.seconds:.0f} s, at most "
             f"{show_gib(rehearsal.host_peak_bytes)} GiB of this machine's memory each"
         ),
     )
+
+
+def _reserved(peaks: Sequence[Point], reserved: Sequence[Point]) -> list[RenderableType]:
+    """Beside what was allocated, what PyTorch's allocator would hold; nothing on CPUs."""
+    if not reserved:
+        return []
+    allocated = {(point.rank, point.phase): point.measured_bytes for point in peaks}
+    highest: dict[int, int] = {}
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    for name in ("rank", "phase"):
+        table.add_column(name, overflow="fold")
+    for name in ("allocated", "reserved", "above", "estimate of the plan"):
+        table.add_column(name, justify="right", overflow="fold")
+    for point in reserved:
+        held = allocated[point.rank, point.phase]
+        highest[point.rank] = max(held, highest.get(point.rank, 0))
+        table.add_row(
+            str(point.rank),
+            point.phase.replace("_", " "),
+            f"{held / MIB:,.0f}",
+            f"{point.measured_bytes / MIB:,.0f}",
+            f"{point.measured_bytes / highest[point.rank] - 1:+.1%}",
+            f"{point.predicted_bytes / MIB:,.0f}",
+        )
+    heading = (
+        "MiB that PyTorch's caching allocator reserves, replayed; above: of the highest allocated "
+        "so far, as it keeps what it once took"
+    )
+    return [Text(heading), Text(), table, Text()]
+
+
+def _refused(results: Sequence[RankResult]) -> list[Text]:
+    """One line a rank that would have run out of memory."""
+    return [
+        Text(
+            f"rank {result.rank}: out of memory in {refused.phase} of step {refused.step}, at "
+            f"{refused.wanted_bytes / MIB:,.0f} MiB for {refused.label}: of "
+            f"{(refused.capacity_bytes or 0) / GIB:.2f} GiB for PyTorch "
+            f"{refused.allocated_bytes / GIB:.2f} are allocated, "
+            f"{(refused.reserved_bytes - refused.allocated_bytes) / GIB:.2f} fragmented",
+            style="red",
+            overflow="fold",
+        )
+        for result in results
+        if (refused := result.refused) is not None
+    ]

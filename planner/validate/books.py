@@ -7,7 +7,7 @@ import gc
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 OTHER = "other"
 """What no term names: buffers of a model that are no parameters, scalars."""
@@ -44,6 +44,22 @@ Naming = Callable[[str, Iterable[Entry]], None]
 """Called at the end of a phase, to name what was born in it."""
 
 
+class Recorder(Protocol):
+    """Hears of everything that is booked, as it is booked."""
+
+    books: "Books | None"
+    """Those that it hears of."""
+
+    def resized(self, entry: Entry, before: int, after: int) -> None:
+        """A storage is so many bytes large now; from 0 it is new, to 0 it has died."""
+
+    def begins(self, name: str) -> None:
+        """A phase begins."""
+
+    def ends(self) -> None:
+        """It is over, and its garbage collected."""
+
+
 @dataclass(slots=True)
 class Books:
     """Bytes of all live storages, now and at the highest point since a phase began."""
@@ -52,6 +68,7 @@ class Books:
     peak_bytes: int = 0
     readings: list[Span] = field(default_factory=list)
     naming: Naming | None = None
+    recorder: Recorder | None = None
     _live: dict[int, Entry] = field(default_factory=dict)
     _trace: list[tuple[Entry, int]] | None = None
     """Changes since the phase began."""
@@ -70,6 +87,8 @@ class Books:
         change = size - entry.size
         if not change:
             return
+        if self.recorder is not None:
+            self.recorder.resized(entry, entry.size, size)
         entry.size = size
         self.now_bytes += change
         self.peak_bytes = max(self.peak_bytes, self.now_bytes)
@@ -97,10 +116,14 @@ class Books:
         self.reset_peak()
         start = {entry: entry.size for entry in self._live.values()}
         self._trace = []
+        if self.recorder is not None:
+            self.recorder.begins(name)
         try:
             yield
         finally:
             gc.collect()
+            if self.recorder is not None:
+                self.recorder.ends()
             trace, self._trace = self._trace, None
             if self.naming is not None:
                 self.naming(name, self._live.values())

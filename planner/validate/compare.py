@@ -11,7 +11,7 @@ from planner.memory.timeline import PhasePeak
 from planner.plan import Plan, RankPlan
 from planner.validate.job import RankResult, Reading
 
-Quantity = Literal["allocated", "peak_allocated", "host_allocated"]
+Quantity = Literal["allocated", "peak_allocated", "peak_reserved", "host_allocated"]
 FIRST = "first_"
 STEP = "step"
 
@@ -38,8 +38,8 @@ class Point:
     phase: str
     """As the plan names it, ``first_`` included."""
     quantity: Quantity
-    """allocated: when the phase is over; peak_allocated: at its highest point; host_allocated: on
-    the host, when the phase is over."""
+    """allocated: when the phase is over; peak_allocated: at its highest point; peak_reserved: the
+    most that the caching allocator holds in it; host_allocated: on the host, when it is over."""
     predicted_bytes: int
     measured_bytes: int
     predicted_terms: Mapping[str, int]
@@ -172,13 +172,19 @@ def _labels(terms: Mapping[Term, int]) -> dict[str, int]:
 
 def _by_phase(result: RankResult) -> dict[str, tuple[Reading, Reading]]:
     """By the plan's name of a phase: the highest of its readings, and the last one."""
-    found: dict[str, tuple[Reading, Reading]] = {}
+    return {
+        name: (max(readings, key=lambda each: each.peak_bytes), readings[-1])
+        for name, readings in readings_by_phase(result).items()
+    }
+
+
+def readings_by_phase(result: RankResult) -> dict[str, list[Reading]]:
+    """By the plan's name of a phase, what is compared with it, in order."""
+    found: dict[str, list[Reading]] = {}
     steady = _steady_step(result)
     for reading in _complete(result):
         if reading.step in {-1, 0, steady}:
-            name = phase_name(reading)
-            top = found[name][0] if name in found else reading
-            found[name] = (max(top, reading, key=lambda each: each.peak_bytes), reading)
+            found.setdefault(phase_name(reading), []).append(reading)
     return found
 
 

@@ -66,7 +66,7 @@ class Reading:
     host_terms: Mapping[str, int] = field(default_factory=dict)
     """By label, what adds up to ``host_bytes``."""
     reserved_bytes: int | None = None
-    """CUDA: most that the caching allocator held in the phase."""
+    """Most that the caching allocator held in the phase: CUDA's own, or a rehearsal's model."""
     device_bytes: int | None = None
     """CUDA: total less free, as the driver says at the end of the phase."""
 
@@ -95,6 +95,22 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """The allocation at which PyTorch's allocator, as it is modelled, would have been refused."""
+
+    step: int
+    phase: str
+    label: str
+    """What was to be allocated, by `Term.label`."""
+    wanted_bytes: int
+    """As the driver would have been asked."""
+    allocated_bytes: int
+    reserved_bytes: int
+    capacity_bytes: int | None
+    """What the device has for the allocator."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RankResult:
     """What became of one rank."""
 
@@ -104,6 +120,8 @@ class RankResult:
     readings: tuple[Reading, ...] = ()
     """In order; up to the failure if there was one."""
     failure: Failure | None = None
+    refused: Refused | None = None
+    """Rehearsals, whose engine itself is refused nothing."""
     machine: Mapping[str, Any] = field(default_factory=dict)
     """Host, platform, processor or GPU, and the versions of everything that matters."""
     seconds: float = 0.0
@@ -111,12 +129,13 @@ class RankResult:
     @classmethod
     def read(cls, document: Mapping[str, Any]) -> Self:
         """Take back what `as_document` wrote."""
-        failure = document.get("failure")
+        failure, refused = document.get("failure"), document.get("refused")
         return cls(
             **dict(document)
             | {
                 "readings": tuple(Reading(**each) for each in document["readings"]),
                 "failure": None if failure is None else Failure(**failure),
+                "refused": None if refused is None else Refused(**refused),
             }
         )
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol, Self
 import torch
 from deepspeed.accelerator import get_accelerator
 
+from planner.validate.books import Recorder
 from planner.validate.job import Reading, Tell
 from planner.validate.labels import Labels
 from planner.validate.ledger import Ledger
@@ -52,6 +53,7 @@ class LedgerMeter:
         enforced: bool,
         vocabulary: tuple[int, ...],
         offloaded: bool,
+        recorder: Recorder | None = None,
     ) -> None:
         self.step = -1
         self.at: str | None = None
@@ -63,6 +65,8 @@ class LedgerMeter:
             workspace_bytes=workspace_bytes,
         )
         self._books = self._ledger.books
+        if recorder is not None:
+            self._books.recorder, recorder.books = recorder, self._books
         self._host = self._ledger.host
         self._labels = Labels(
             self._books,

@@ -16,19 +16,20 @@ from typing import Any
 from planner.errors import LaunchError
 from planner.spec.devices import handle_workspace_bytes
 from planner.spec.load import Spec, load
+from planner.validate.books import Recorder
 from planner.validate.job import Failure, Job, Note, Place, RankResult, Reading, Tell
 from planner.validate.launch.environment import environment
 from planner.validate.machine import describe_machine
 
 
-def run_rank(job: Job, place: Place, tell: Tell) -> RankResult:
+def run_rank(job: Job, place: Place, tell: Tell, *, recorder: Recorder | None = None) -> RankResult:
     """Train as one rank; whatever happens is the result. Ends with the process group destroyed.
 
     The others of a rank that fails may wait for it in a collective: whoever started them is to end
     them when it sees the result.
     """
     start = time.monotonic()
-    run = _Run(job, place, tell)
+    run = _Run(job, place, tell, recorder)
     failure: Failure | None = None
     try:
         run.train()
@@ -77,8 +78,8 @@ def read_spec(job: Job) -> Spec:
 class _Run:
     """A rank on its way, and where it is."""
 
-    def __init__(self, job: Job, place: Place, tell: Tell) -> None:
-        self.job, self.place, self.tell = job, place, tell
+    def __init__(self, job: Job, place: Place, tell: Tell, recorder: Recorder | None) -> None:
+        self.job, self.place, self.tell, self.recorder = job, place, tell, recorder
         self.meter: Any = None
         self.machine: dict[str, Any] = {}
 
@@ -102,7 +103,7 @@ class _Run:
         with _joined(self.job, self.place):
             self.tell(Note("building the model and DeepSpeed's engine"))
             trainable = _trainable(spec, self.place.rank, self.job.seed)
-            self.meter = _meter(self.job, spec, self.tell)
+            self.meter = _meter(self.job, spec, self.tell, self.recorder)
             with self.meter:
                 self._steps(trainable)
 
@@ -192,7 +193,7 @@ def _trainable(spec: Spec, rank: int, seed: int) -> Any:
     return reference.build(spec)
 
 
-def _meter(job: Job, spec: Spec, tell: Tell) -> Any:
+def _meter(job: Job, spec: Spec, tell: Tell, recorder: Recorder | None) -> Any:
     from planner.model.load import load_model
     from planner.validate.meter import CudaMeter, LedgerMeter
     from planner.validate.train.settings import offloads_optimizer
@@ -207,4 +208,5 @@ def _meter(job: Job, spec: Spec, tell: Tell) -> Any:
         enforced=job.enforce_capacity,
         vocabulary=(vocabulary, -(-vocabulary // spec.fixed_layout.tp)),
         offloaded=offloads_optimizer(spec),
+        recorder=recorder,
     )

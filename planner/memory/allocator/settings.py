@@ -58,6 +58,9 @@ class Settings:
     """Of the device's memory; below one, more is refused before the driver is asked."""
 
 
+DEFAULTS = Settings()
+
+
 def read_settings(text: str) -> Settings:
     """Read what ``PYTORCH_ALLOC_CONF`` may hold.
 
@@ -71,7 +74,7 @@ def read_settings(text: str) -> Settings:
     changes: dict[str, Any] = {}
     for key, value in (item.groups() for item in items):
         changes |= _change(key, value)
-    return replace(Settings(), **changes)
+    return replace(DEFAULTS, **changes)
 
 
 def _change(key: str, value: str) -> dict[str, Any]:

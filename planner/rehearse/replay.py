@@ -1,0 +1,99 @@
+"""A trace, replayed through PyTorch's caching allocator: what it would have reserved."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from planner.memory.allocator.caching import CachingAllocator, OutOfMemoryError
+from planner.memory.allocator.settings import DEFAULTS, Settings
+from planner.rehearse.trace import Kind, Move, Trace
+from planner.validate.job import RankResult, Refused
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Modelled:
+    """The allocator that is modelled."""
+
+    settings: Settings = DEFAULTS
+    capacity_bytes: int | None = None
+    """What the device has for it; None: as much as it wants."""
+
+
+@dataclass(slots=True)
+class Replayed:
+    """How the allocator fared."""
+
+    peak_reserved_bytes: list[int] = field(default_factory=list)
+    """The most in each phase that came to its end; what is reserved at its start counts."""
+    refused: OutOfMemoryError | None = None
+    """The allocation at which the device was full; its key is the number in the trace."""
+
+
+Seen = Callable[[Move], None]
+
+
+def replay(trace: Trace, allocator: CachingAllocator, seen: Seen = lambda _: None) -> Replayed:
+    """Do what the trace says, up to its end or to an allocation that is refused.
+
+    ``seen`` is called after every move.
+    """
+    replayed = Replayed()
+    for move in trace.moves:
+        try:
+            _do(move, allocator, replayed)
+        except OutOfMemoryError as error:
+            replayed.refused = error
+            return replayed
+        seen(move)
+    return replayed
+
+
+def with_reserved(result: RankResult, trace: Trace, modelled: Modelled) -> RankResult:
+    """The result of a rank with what the allocator would have reserved in every phase."""
+    allocator = CachingAllocator(modelled.settings, capacity_bytes=modelled.capacity_bytes)
+    replayed = replay(trace, allocator)
+    peaks = replayed.peak_reserved_bytes
+    readings = [
+        replace(reading, reserved_bytes=peak)
+        for reading, peak in zip(result.readings, peaks, strict=False)
+    ]
+    return replace(
+        result,
+        readings=(*readings, *result.readings[len(readings) :]),
+        refused=_refused(result, trace, replayed, modelled),
+    )
+
+
+def _refused(
+    result: RankResult, trace: Trace, replayed: Replayed, modelled: Modelled
+) -> Refused | None:
+    error = replayed.refused
+    if error is None:
+        return None
+    reading = result.readings[min(len(replayed.peak_reserved_bytes), len(result.readings) - 1)]
+    return Refused(
+        step=reading.step,
+        phase=reading.phase,
+        label=trace.label(int(str(error.key))),
+        wanted_bytes=error.wanted_bytes,
+        allocated_bytes=error.allocated_bytes,
+        reserved_bytes=error.reserved_bytes,
+        capacity_bytes=modelled.capacity_bytes,
+    )
+
+
+def _do(move: Move, allocator: CachingAllocator, replayed: Replayed) -> None:
+    kind, number, size, stream = move
+    if kind == Kind.ALLOCATE:
+        allocator.allocate(number, size, stream)
+    elif kind == Kind.FREE:
+        allocator.free(number)
+    elif kind == Kind.USE:
+        allocator.record_stream(number, stream)
+    elif kind == Kind.SYNCHRONIZE:
+        allocator.synchronize(None if stream < 0 else stream)
+    elif kind == Kind.EMPTY_CACHE:
+        allocator.empty_cache()
+    elif kind == Kind.BEGIN:
+        allocator.reset_peaks()
+    else:
+        replayed.peak_reserved_bytes.append(allocator.peak_reserved_bytes)

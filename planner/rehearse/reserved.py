@@ -1,0 +1,52 @@
+"""What the modelled allocator reserved, phase by phase, beside the plan's estimate."""
+
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+
+from planner.memory.allocator.settings import Settings
+from planner.plan import Plan, RankPlan, beyond_of, make_run
+from planner.rehearse.replay import Modelled
+from planner.validate.compare import Point, readings_by_phase
+from planner.validate.job import RankResult
+
+
+def modelled(plan: Plan, settings: Settings) -> Modelled | None:
+    """The allocator that a device of the plan has room for; None: a CPU has none of that kind."""
+    device = plan.spec.cluster.device
+    if device.architecture == "cpu":
+        return None
+    room = device.memory_bytes - plan.worst.beyond.outside_bytes
+    return Modelled(settings=settings, capacity_bytes=room)
+
+
+def reserved_points(plan: Plan, results: Sequence[RankResult]) -> list[Point]:
+    """Every phase for which a rank tells what was reserved.
+
+    What is reserved stays: so the plan's estimate is that for the highest point so far.
+    """
+    planned = {rank: each for each in plan.ranks for rank in each.ranks}
+    return [
+        point
+        for result in sorted(results, key=lambda result: result.rank)
+        for point in _of_rank(plan, planned[result.rank], result)
+    ]
+
+
+def _of_rank(plan: Plan, planned: RankPlan, result: RankResult) -> Iterator[Point]:
+    run = make_run(plan.spec, plan.model)
+    measured = readings_by_phase(result)
+    highest = accumulate((phase.peak_bytes for phase in planned.phases), max)
+    for phase, allocated in zip(planned.phases, highest, strict=True):
+        readings = measured.get(phase.phase, ())
+        reserved = [r.reserved_bytes for r in readings if r.reserved_bytes is not None]
+        if len(reserved) < max(1, len(readings)):
+            continue
+        yield Point(
+            rank=result.rank,
+            phase=phase.phase,
+            quantity="peak_reserved",
+            predicted_bytes=beyond_of(run, allocated).reserved_bytes,
+            measured_bytes=max(reserved),
+            predicted_terms={},
+            measured_terms={},
+        )
