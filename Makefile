@@ -13,8 +13,9 @@ export OMP_NUM_THREADS ?= 1
 
 .PHONY: demo test lint unit real clean
 
-demo: $(VENV)/.core
+demo: $(VENV)/.validate
 	planner plan cluster_configs/qwen2-72b-64xh100.yaml
+	planner validate cluster_configs/this-machine-cpu.yaml
 
 test: lint unit real
 
@@ -38,11 +39,11 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "planner needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.core: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable .
+$(VENV)/.validate: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[validate]'
 	touch $@
 
 $(VENV)/.ci: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
 		--editable '.[validate,report,test,lint]'
-	touch $@ $(VENV)/.core
+	touch $@ $(VENV)/.validate

@@ -24,7 +24,7 @@ DEGREES = {  # (devices, dp, tp, pp, ep, zero_stage, micro-steps), worked out by
     "mixtral-8x7b-16xa100": (16, 16, 1, 1, 8, 2, 16),
     "qwen-7b-8xl40s": (8, 8, 1, 1, 1, 2, 16),
     "qwen2-72b-64xh100": (64, 2, 8, 4, 1, 1, 256),
-    "this-machine-cpu": (4, 4, 1, 1, 1, 2, 2),
+    "this-machine-cpu": (2, 2, 1, 1, 1, 2, 2),
 }
 
 

@@ -36,9 +36,12 @@ def join_fakes(*, rank: int, num_ranks: int) -> None:
     """Be one rank of many of which no other is there."""
     coordinator: Any = import_module("deepspeed.runtime.zero.partitioned_param_coordinator")
     coordinator.assert_ints_same_as_other_ranks = bool  # nobody is there to compare
-    backend: Any = import_module("deepspeed.comm.torch")
-    backend.build_shm_op = lambda: None  # it would wait for other ranks on this machine
+    _backend().build_shm_op = lambda: None  # it would wait for other ranks on this machine
     torch.distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=num_ranks)
+
+
+def _backend() -> Any:
+    return import_module("deepspeed.comm.torch")
 
 
 @contextmanager
@@ -55,7 +58,8 @@ def settled_collectives() -> Iterator[None]:
         input.clone()  # gloo reduces in a copy
         return scatter(output, input, **options)
 
-    with replaced(torch.distributed, **methods | {"reduce_scatter_tensor": scattered}):
+    methods["reduce_scatter_tensor"] = scattered
+    with replaced(torch.distributed, **methods), replaced(_backend(), build_shm_op=lambda: None):
         yield
 
 

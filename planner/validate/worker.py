@@ -99,7 +99,7 @@ class _Run:
                 f"the layout has {spec.fixed_layout.num_devices} ranks, the job "
                 f"{self.job.num_ranks}"
             )
-        self.tell(Note("joining the others; DeepSpeed compiles its extension the first time"))
+        self.tell(Note("joining the other ranks"))
         with _joined(self.job, self.place):
             self.tell(Note("building the model and DeepSpeed's engine"))
             trainable = _trainable(spec, self.place.rank, self.job.seed)

@@ -27,7 +27,6 @@ from planner.validate.job import (
     Tell,
     as_document,
 )
-from planner.validate.launch.environment import clear_shared_memory
 from planner.validate.launch.outcome import Patience, lost, settle
 from planner.validate.signals import undisturbed
 
@@ -72,13 +71,12 @@ class _Attempt:
     processes: dict[int, Any] = field(default_factory=dict)
     pipes: dict[Connection, int] = field(default_factory=dict)
     """Of the ranks that may still say something."""
-    port: int = 0
     told: dict[int, list[Reading]] = field(default_factory=dict)
     ended: dict[int, RankResult] = field(default_factory=dict)
 
     def start(self) -> None:
         context = _context(self.job)
-        port = self.port = _free_port()
+        port = _free_port()
         chosen = self.launcher.ranks
         for rank in range(self.job.num_ranks) if chosen is None else chosen:
             place = Place(
@@ -152,7 +150,6 @@ class _Attempt:
             process.join()
         for pipe in self.pipes:
             pipe.close()
-        clear_shared_memory("127.0.0.1", self.port)
 
     def _log(self, rank: int) -> Path:
         return self.launcher.logs / f"rank{rank}.log"

@@ -18,7 +18,6 @@ from typing import Any
 
 from planner.errors import LaunchError
 from planner.validate.job import Failure, Job, Note, Place, Progress, RankResult, Reading
-from planner.validate.launch.environment import clear_shared_memory
 from planner.validate.launch.keeper import MARK, kept_folder
 from planner.validate.launch.outcome import Patience, lost, root_failure, settle
 from planner.validate.launch.ray_rank import RankActor, RunRank, Where, with_log
@@ -186,7 +185,6 @@ class _Attempt:
     actors: list[Any] = field(default_factory=list)
     """By rank, as soon as it is known where they are."""
     where: list[Where] = field(default_factory=list)
-    port: int = 0
     logs: dict[int, str] = field(default_factory=dict)
     told: dict[int, list[Reading]] = field(default_factory=dict)
     ended: dict[int, RankResult] = field(default_factory=dict)
@@ -263,7 +261,6 @@ class _Attempt:
 
         launcher = self.launcher
         port = ray.get(self.actors[0].free_port.remote(), timeout=launcher.start_seconds)
-        self.port = port
         streams = {
             actor.run.options(num_returns="streaming").remote(
                 self.job,
@@ -345,8 +342,6 @@ class _Attempt:
             for each in self.where:
                 with suppress(ProcessLookupError):
                     os.kill(each.process, signal.SIGKILL)
-            if self.where:
-                clear_shared_memory(self.where[0].address, self.port)
 
 
 def node_answers(node: str) -> bool:

@@ -12,11 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from planner.validate.job import Failure, Job, Note, Place, RankResult, Reading, Tell
-from planner.validate.launch.environment import (
-    enter_extensions,
-    environment,
-    extensions_folder,
-)
+from planner.validate.launch.environment import environment
 
 STDERR = 2
 """As a file descriptor: Ray puts objects of its own in the place of sys.stderr."""
@@ -75,10 +71,6 @@ class RankActor:
         nothing for ``silence_seconds`` the log shows where it stands.
         """
         os.environ.update(environment(job, place))
-        extensions = extensions_folder(os.environ, Path.home())
-        if "TORCH_EXTENSIONS_DIR" not in os.environ:  # others may compile in a folder that was told
-            self.extensions = enter_extensions(Path(extensions))
-        os.environ["TORCH_EXTENSIONS_DIR"] = extensions
         if devices:
             os.environ["CUDA_VISIBLE_DEVICES"] = devices
         told: queue.SimpleQueue[Reading | Note | RankResult] = queue.SimpleQueue()

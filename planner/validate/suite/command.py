@@ -10,7 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from planner.validate.launch.environment import extensions_folder
 from planner.validate.record import write_text
 from planner.validate.signals import Ended, ended_by_signals
 from planner.validate.suite.beside import beside
@@ -84,7 +83,6 @@ def _run(suite: Suite, asked: Namespace, say: Say) -> int:
     from planner.validate.worker import run_rank
 
     os.nice(asked.nice)
-    os.environ["TORCH_EXTENSIONS_DIR"] = extensions_folder(os.environ, Path.home())
     versions = {name: version(name) for name in PACKAGES}
     path = suite.records(release_of(versions))
     todo = list(pending(_chosen(suite, asked), read(path), versions))
