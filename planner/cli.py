@@ -235,6 +235,10 @@ def rehearse(
     allocator: Annotated[
         str, typer.Option(help="PYTORCH_ALLOC_CONF, e.g. expandable_segments:True.")
     ] = "",
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="For pytorch.org/memory_viz: a pickle, or JSON if it ends in .json."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """The real engine as some ranks of the layout, without memory; exit code 1 if it differs."""
@@ -255,6 +259,7 @@ def rehearse(
             logs=logs,
             progress=progress,
             settings=read_settings(allocator),
+            trace=trace,
         )
     if as_json:
         _print_json(document(made))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from planner.memory.allocator.caching import CachingAllocator, OutOfMemoryError
 from planner.memory.allocator.settings import DEFAULTS, Settings
@@ -16,6 +17,16 @@ class Modelled:
     settings: Settings = DEFAULTS
     capacity_bytes: int | None = None
     """What the device has for it; None: as much as it wants."""
+    snapshot: Path | None = None
+    """Where what it did goes, for PyTorch's memory viewer."""
+    many: bool = False
+    """Each rank has a file of its own, with its number in the name."""
+
+    def snapshot_of(self, rank: int) -> Path:
+        """The file of a rank."""
+        assert self.snapshot is not None
+        stem = f"{self.snapshot.stem}-rank{rank}" if self.many else self.snapshot.stem
+        return self.snapshot.with_stem(stem)
 
 
 @dataclass(slots=True)
@@ -28,22 +39,24 @@ class Replayed:
     """The allocation at which the device was full; its key is the number in the trace."""
 
 
-Seen = Callable[[Move], None]
+Before = Callable[[Kind, int], None]
 
 
-def replay(trace: Trace, allocator: CachingAllocator, seen: Seen = lambda _: None) -> Replayed:
+def replay(
+    trace: Trace, allocator: CachingAllocator, *, before: Before = lambda *_: None
+) -> Replayed:
     """Do what the trace says, up to its end or to an allocation that is refused.
 
-    ``seen`` is called after every move.
+    ``before`` is called with the kind and the number of every move, before it is made.
     """
     replayed = Replayed()
     for move in trace.moves:
+        before(move.kind, move.number)
         try:
             _do(move, allocator, replayed)
         except OutOfMemoryError as error:
             replayed.refused = error
             return replayed
-        seen(move)
     return replayed
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
+from pathlib import Path
 
 from planner.memory.allocator.settings import Settings
 from planner.plan import Plan, RankPlan, beyond_of, make_run
@@ -10,13 +11,16 @@ from planner.validate.compare import Point, readings_by_phase
 from planner.validate.job import RankResult
 
 
-def modelled(plan: Plan, settings: Settings) -> Modelled | None:
+def modelled(
+    plan: Plan, settings: Settings, *, snapshot: Path | None, many: bool
+) -> Modelled | None:
     """The allocator that a device of the plan has room for; None: a CPU has none of that kind."""
     device = plan.spec.cluster.device
     if device.architecture == "cpu":
         return None
     room = device.memory_bytes - plan.worst.beyond.outside_bytes
-    return Modelled(settings=settings, capacity_bytes=room)
+    path = None if snapshot is None else snapshot.absolute()
+    return Modelled(settings=settings, capacity_bytes=room, snapshot=path, many=many)
 
 
 def reserved_points(plan: Plan, results: Sequence[RankResult]) -> list[Point]:

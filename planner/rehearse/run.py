@@ -99,10 +99,11 @@ def rehearse(
     logs: Path,
     progress: Progress,
     settings: Settings = DEFAULTS,
+    trace: Path | None = None,
 ) -> Rehearsal:
     """Rehearse the chosen ranks, as many at once as this machine has cores.
 
-    ``settings`` are those of PyTorch's allocator.
+    ``settings`` are those of PyTorch's allocator, ``trace`` is where its snapshot goes.
     """
     start = monotonic()
     plan = make_plan(spec, every_rank=True, booked=True)
@@ -114,9 +115,11 @@ def rehearse(
         accelerator="standin",
         collectives="fake",
     )
-    run_rank = partial(rehearse_rank, modelled=modelled(plan, settings))
+    chosen = choose_ranks(plan, which)
+    allocator = modelled(plan, settings, snapshot=trace, many=len(chosen) > 1)
+    run_rank = partial(rehearse_rank, modelled=allocator)
     results: list[RankResult] = []
-    for ranks in _portions(choose_ranks(plan, which), os.cpu_count() or 1):
+    for ranks in _portions(chosen, os.cpu_count() or 1):
         launcher = LocalLauncher(run_rank=run_rank, logs=logs, ranks=ranks)
         results.extend(launcher.run(job, progress=progress))
     return Rehearsal(

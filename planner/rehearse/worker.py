@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from planner.rehearse.replay import Modelled, with_reserved
+from planner.rehearse.snapshot import write_snapshot
 from planner.rehearse.streams import Work
 from planner.rehearse.trace import Trace
 from planner.validate.books import storage_key
@@ -44,6 +45,8 @@ def rehearse_rank(
         result = run_rank(job, place, tell, recorder=trace)
     if modelled is not None:
         result = with_reserved(result, trace, modelled)
+        if modelled.snapshot is not None:
+            write_snapshot(trace, modelled, modelled.snapshot_of(place.rank))
     resident_bytes = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     machine = {**result.machine, "peak_resident_bytes": resident_bytes}
     return replace(result, machine=machine)

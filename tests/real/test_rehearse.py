@@ -8,6 +8,7 @@ workspace from the start of the first backward pass on, the engine from its firs
 import json
 import subprocess
 import sys
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,47 @@ def test_a_rehearsal_holds_no_tensors(rehearsed):
     """The process stays small however large the rank: the imports are most of it."""
     held = [int(result.machine["peak_resident_bytes"]) for _, result in rehearsed.values()]
     assert max(held) < 2**30
+
+
+def _events(file):
+    return json.loads(file.with_suffix(".trace.json").read_text())["device_traces"][0]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_replayed_is_what_was_booked(rehearsed, name):
+    """The highest sum of all allocations and frees is that of the books, to the byte."""
+    file, result = rehearsed[name]
+    signs = {"alloc": 1, "free_requested": -1}
+    changes = (signs.get(event["action"], 0) * event["size"] for event in _events(file))
+    assert max(accumulate(changes)) == max(reading.peak_bytes for reading in result.readings)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_reserved_holds_what_is_allocated_in_whole_segments(rehearsed, name):
+    file, result = rehearsed[name]
+    signs = {"segment_alloc": 1, "segment_free": -1}
+    changes = (signs.get(event["action"], 0) * event["size"] for event in _events(file))
+    assert max(accumulate(changes)) == max(reading.reserved_bytes for reading in result.readings)
+    for reading in result.readings:
+        assert reading.reserved_bytes >= reading.peak_bytes
+        assert reading.reserved_bytes % (2 * 2**20) == 0
+
+
+def test_streams_are_those_of_deepspeed(rehearsed):
+    """ZeRO-3 gathers on a stream of its own (runtime/zero/parameter_offload.py:195)."""
+    file, _ = rehearsed["zero-3"]
+    gathered = {e["stream"] for e in _events(file) if e.get("category") == "gathered_weights"}
+    others = {e["stream"] for e in _events(file) if e.get("category") == "activations"}
+    assert gathered - others
+    assert others == {0}
+
+
+def test_pytorch_reads_the_snapshot(rehearsed):
+    from torch.cuda import _memory_viz as viewer
+
+    file, _ = rehearsed["zero-3"]
+    told = json.loads(file.with_suffix(".trace.json").read_text())
+    assert "total_reserved" in viewer.segsum(told)
+    assert "cudaMalloc" in viewer.trace(told)
+    for draw in (viewer.trace_plot, viewer.segment_plot):
+        assert "MemoryViz.js" in draw(told)

@@ -9,6 +9,7 @@ from pathlib import Path
 os.environ["DS_ACCELERATOR"] = "cpu"
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from planner.rehearse.replay import Modelled
 from planner.rehearse.worker import rehearse_rank
 from planner.spec.dump import dump
 from planner.spec.load import load
@@ -27,7 +28,8 @@ def rehearse(file, rank):
         collectives="fake",
     )
     place = Place(rank=rank, local_rank=0, local_size=1, master_address="127.0.0.1", master_port=0)
-    return as_document(rehearse_rank(job, place, lambda _: None))
+    modelled = Modelled(snapshot=Path(file).with_suffix(".trace.json"))
+    return as_document(rehearse_rank(job, place, lambda _: None, modelled=modelled))
 
 
 def main():
