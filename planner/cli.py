@@ -6,29 +6,19 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import typer
-
+from planner.commands import Commands, Told
 from planner.errors import PlannerError
 
-app = typer.Typer(
-    name="planner",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Memory of every device in distributed training, before a GPU is rented.",
+commands = Commands(
+    "planner", "Memory of every device in distributed training, before a GPU is rented."
 )
-model_app = typer.Typer(no_args_is_help=True, help="Models that the catalogue does not have.")
-app.add_typer(model_app, name="model")
 
-File = Annotated[Path, typer.Argument(help="The YAML file: model, cluster, training, layout.")]
-ModelName = Annotated[
-    str, typer.Argument(help="A catalogue name, a config.json, its folder, or an inventory.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the JSON document instead.")]
+File = Annotated[Path, Told("The YAML file: model, cluster, training, layout.")]
+ModelName = Annotated[str, Told("A catalogue name, a config.json, its folder, or an inventory.")]
+AsJson = Annotated[bool, Told("Print the JSON document instead.", flag="json")]
 
 DOES_NOT_FIT, BAD_INPUT = 1, 2
 _OBJECTS_BETWEEN_COLLECTIONS = 200_000
@@ -37,21 +27,14 @@ INTERRUPTED = 130
 """As shells say it: 128 and the number of SIGINT."""
 
 
-class Launch(StrEnum):
-    """Who starts the ranks of a validation."""
-
-    RAY = "ray"
-    LOCAL = "local"
-
-
 PIPED_WIDTH = 200
 """Columns where no terminal says how many there are, so that no line is cut in two."""
 
 
-@app.command()
+@commands.add("plan")
 def plan(
     file: File,
-    rank: Annotated[int | None, typer.Option(help="Only this global rank.")] = None,
+    rank: Annotated[int | None, Told("Only this global rank.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Memory of every pipeline stage's worst rank; exit code 1 if it does not fit."""
@@ -66,13 +49,13 @@ def plan(
     else:
         _print(render if rank is None else render_rank, made)
     if made.verdict == "does not fit":
-        raise typer.Exit(DOES_NOT_FIT)
+        raise SystemExit(DOES_NOT_FIT)
 
 
-@app.command()
+@commands.add("search")
 def search(
     file: File,
-    top: Annotated[int, typer.Option(min=1, help="So many layouts are shown.")] = 10,
+    top: Annotated[int, Told("So many layouts are shown.", least=1)] = 10,
     as_json: AsJson = False,
 ) -> None:
     """The layouts that fit, best first, and why the others do not; exit code 1 if none fits.
@@ -92,10 +75,10 @@ def search(
     else:
         _print(render, answer, top=top)
     if not answer.ranked:
-        raise typer.Exit(DOES_NOT_FIT)
+        raise SystemExit(DOES_NOT_FIT)
 
 
-@app.command()
+@commands.add("explain")
 def explain(file: File, as_json: AsJson = False) -> None:
     """What is alive at the peak, who allocates it, and what each knob would change."""
     from planner.explain import make_explanation
@@ -109,15 +92,15 @@ def explain(file: File, as_json: AsJson = False) -> None:
         _print(render, explanation)
 
 
-@app.command()
+@commands.add("params")
 def params(
     model: ModelName,
     context: Annotated[
         int | None,
-        typer.Option(min=1, help="Tokens of context; default: the model's own, up to 4096."),
+        Told("Tokens of context; default: the model's own, up to 4096.", least=1),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Sequences served at once.")] = 1,
-    tp: Annotated[int, typer.Option(min=1, help="Devices that share every layer.")] = 1,
+    batch: Annotated[int, Told("Sequences served at once.", least=1)] = 1,
+    tp: Annotated[int, Told("Devices that share every layer.", least=1)] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Parameters by component, their bytes by format, and the memory of inference."""
@@ -132,14 +115,12 @@ def params(
         _print(render, found, **how)
 
 
-@app.command()
+@commands.add("accuracy")
 def accuracy(
-    measurements: Annotated[Path, typer.Argument(help="Published measurements, a YAML list.")],
-    fits: Annotated[
-        Path | None, typer.Option(help="Runs that fitted or did not, a YAML list.")
-    ] = None,
+    measurements: Annotated[Path, Told("Published measurements, a YAML list.")],
+    fits: Annotated[Path | None, Told("Runs that fitted or did not, a YAML list.")] = None,
     by: Annotated[
-        Literal["framework", "cluster", "term"], typer.Option(help="What the table is told by.")
+        Literal["framework", "cluster", "term"], Told("What the table is told by.")
     ] = "framework",
     as_json: AsJson = False,
 ) -> None:
@@ -157,23 +138,23 @@ def accuracy(
         _print(render, rows, verdicts, by=by)
 
 
-@app.command()
+@commands.add("validate")
 def validate(
     file: File,
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of the run.")] = 3,
-    launcher: Annotated[Launch, typer.Option(help="Who starts the ranks.")] = Launch.RAY,
+    steps: Annotated[int, Told("Optimizer steps of the run.", least=1)] = 3,
+    launcher: Annotated[Literal["ray", "local"], Told("Who starts the ranks.")] = "ray",
     address: Annotated[
-        str | None, typer.Option(help="A Ray that is there; default: one of its own, here.")
+        str | None, Told("A Ray that is there; default: one of its own, here.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the record; default: a new one in validations/.")
+        Path | None, Told("Folder of the record; default: a new one in validations/.")
     ] = None,
     twin: Annotated[
         bool | None,
-        typer.Option(help="Run a small twin on CPU ranks; default: where the cluster is not here."),
+        Told("Run a small twin on CPU ranks; default: where the cluster is not here."),
     ] = None,
     timeout: Annotated[
-        float, typer.Option(min=1, help="Seconds without news after which a rank hangs.")
+        float, Told("Seconds without news after which a rank hangs.", least=1)
     ] = 600.0,
     as_json: AsJson = False,
 ) -> None:
@@ -188,12 +169,12 @@ def validate(
     spec = load(file)
     if twin or (twin is None and address is None and needs_twin(spec)):
         small = make_twin(spec, memory_bytes=TWIN_MEMORY_BYTES)
-        typer.echo("a small twin of the file runs here: " + "; ".join(small.changes), err=True)
+        print("a small twin of the file runs here: " + "; ".join(small.changes), file=sys.stderr)
         spec = small.spec
     with _progress() as progress:
         made = start(
             spec,
-            local=launcher is Launch.LOCAL,
+            local=launcher == "local",
             address=address,
             out=out,
             steps=steps,
@@ -206,14 +187,14 @@ def validate(
     else:
         _print(render, made)
     if made.measured == "failed":
-        raise typer.Exit(BAD_INPUT)
+        raise SystemExit(BAD_INPUT)
     if not made.agrees:
-        raise typer.Exit(DOES_NOT_FIT)
+        raise SystemExit(DOES_NOT_FIT)
 
 
-@app.command()
+@commands.add("compare")
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Folders that `planner validate` made.")],
+    runs: Annotated[list[Path], Told("Folders that `planner validate` made.")],
 ) -> None:
     """Recorded runs beside what the planner says today, the worst points first."""
     from planner.report.validation import render_comparison
@@ -222,22 +203,19 @@ def compare(
     made = [read_validation(run) for run in runs]
     _print(render_comparison, made)
     if not all(each.agrees for each in made):
-        raise typer.Exit(DOES_NOT_FIT)
+        raise SystemExit(DOES_NOT_FIT)
 
 
-@app.command()
+@commands.add("rehearse")
 def rehearse(
     file: File,
     ranks: Annotated[
-        str, typer.Option(help="worst, ends (of the pipeline), all that differ, or 0,17.")
+        str, Told("worst, ends (of the pipeline), all that differ, or 0,17.")
     ] = "worst",
-    steps: Annotated[int, typer.Option(min=2, help="Optimizer steps.")] = 2,
-    allocator: Annotated[
-        str, typer.Option(help="PYTORCH_ALLOC_CONF, e.g. expandable_segments:True.")
-    ] = "",
+    steps: Annotated[int, Told("Optimizer steps.", least=2)] = 2,
+    allocator: Annotated[str, Told("PYTORCH_ALLOC_CONF, e.g. expandable_segments:True.")] = "",
     trace: Annotated[
-        Path | None,
-        typer.Option(help="For pytorch.org/memory_viz: a pickle, or JSON if it ends in .json."),
+        Path | None, Told("For pytorch.org/memory_viz: a pickle, or JSON if it ends in .json.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -266,12 +244,12 @@ def rehearse(
     else:
         _print(render, made)
     if made.failed:
-        raise typer.Exit(BAD_INPUT)
+        raise SystemExit(BAD_INPUT)
     if not made.agrees:
-        raise typer.Exit(DOES_NOT_FIT)
+        raise SystemExit(DOES_NOT_FIT)
 
 
-@app.command()
+@commands.add("models")
 def models(as_json: AsJson = False) -> None:
     """The models that the catalogue knows by name."""
     from planner.report.models import document, render
@@ -282,7 +260,7 @@ def models(as_json: AsJson = False) -> None:
         _print(render)
 
 
-@app.command()
+@commands.add("devices")
 def devices(as_json: AsJson = False) -> None:
     """The devices and links that the catalogue knows by name."""
     from planner.report.devices import document, render
@@ -293,11 +271,11 @@ def devices(as_json: AsJson = False) -> None:
         _print(render)
 
 
-@model_app.command("import")
+@commands.add("model import")
 def import_(
-    folder: Annotated[Path, typer.Argument(help="Holds the config.json of a transformers model.")],
+    folder: Annotated[Path, Told("Holds the config.json of a transformers model.")],
     output: Annotated[
-        Path | None, typer.Option(help="Where the inventory goes; default: inventory.json there.")
+        Path | None, Told("Where the inventory goes; default: inventory.json there.")
     ] = None,
 ) -> None:
     """Build a model once with transformers, without memory, and store its parameters."""
@@ -305,7 +283,7 @@ def import_(
 
     target = output or folder / "inventory.json"
     write_inventory(import_model(folder), target)
-    typer.echo(f"wrote {target}; plan it with `model: {target}`")
+    print(f"wrote {target}; plan it with `model: {target}`")
 
 
 def _settled(spec: Any) -> Any:
@@ -317,7 +295,7 @@ def _settled(spec: Any) -> Any:
     from planner.search.search import search
 
     chosen = search(spec, clock=perf_counter).best
-    typer.echo(f"the search chose {chosen}", err=True)
+    print(f"the search chose {chosen}", file=sys.stderr)
     return chosen.applied(spec)
 
 
@@ -325,9 +303,9 @@ def main() -> None:
     """Run a command; what the user can mend is one message on stderr and exit code 2."""
     _start_fast()
     try:
-        app()
+        commands.run(sys.argv[1:])
     except PlannerError as error:
-        typer.secho(str(error), err=True, fg="red")
+        print(error, file=sys.stderr)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         # Whoever read us has seen enough; leave no message about a closed pipe behind.
@@ -357,7 +335,7 @@ def _progress() -> Iterator[Any]:
         yield tell
     except KeyboardInterrupt:
         print("interrupted: no rank runs any more", file=stderr)
-        raise typer.Exit(INTERRUPTED) from None
+        raise SystemExit(INTERRUPTED) from None
 
 
 def _words(told: Any) -> str:
@@ -371,7 +349,7 @@ def _words(told: Any) -> str:
 
 
 def _print_json(document: dict[str, Any]) -> None:
-    typer.echo(json.dumps(document, indent=2))
+    print(json.dumps(document, indent=2))
 
 
 def _print(render: Any, *arguments: Any, **options: Any) -> None:

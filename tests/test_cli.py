@@ -142,7 +142,7 @@ def test_a_rank_that_is_not_there(rank: int, planner):
 def test_a_rank_that_is_no_number(planner):
     ran = planner("plan", QWEN, "--rank", "first")
     assert ran.code == BAD_INPUT
-    assert "Invalid value for '--rank'" in ran.err
+    assert "argument --rank: invalid" in ran.err
     assert "Traceback" not in ran.err
 
 
@@ -333,8 +333,7 @@ def test_a_model_that_is_not_known(model: str, says: str, planner):
 def test_params_wants_counts(option: str, planner):
     ran = planner("params", "qwen2-72b", option, 0)
     assert ran.code == BAD_INPUT
-    assert f"Invalid value for '{option}'" in ran.err
-    assert "1" in ran.err
+    assert f"argument {option}: 0 is too low; write 1 or more" in ran.err
 
 
 def test_importing_a_folder_without_a_configuration(tmp_path, planner):

@@ -6,6 +6,9 @@ runtime/precision_config.py, runtime/activation_checkpointing/config.py:29-37,
 runtime/config.py:273-285 for ``pipeline``, runtime/tensor_parallel/config.py,
 module_inject/auto_ep_config.py:46-96, compile/config.py. Sections that move no memory are taken as
 they are. A key without a mark either moves no memory or is modelled.
+
+Pydantic alone makes objects of these shapes, so they have no methods of their own, which would take
+most of the time that a dataclass takes.
 """
 
 from dataclasses import dataclass, field
@@ -45,7 +48,7 @@ DType = Annotated[Literal["fp32", "fp16", "bf16"], BeforeValidator(_dtype)]
 Free = dict[str, Any]
 
 
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+@dataclass(init=False, eq=False, repr=False)
 class OffloadOptimizerKeys:
     """``zero_optimization.offload_optimizer``."""
 
@@ -64,7 +67,7 @@ class OffloadOptimizerKeys:
     cpuadam_cores_perc: Share = 0.8
 
 
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+@dataclass(init=False, eq=False, repr=False)
 class OffloadParamKeys:
     """``zero_optimization.offload_param``."""
 
@@ -82,7 +85,7 @@ class OffloadParamKeys:
 _OLD = "is the old spelling; write {} instead"
 
 
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+@dataclass(init=False, eq=False, repr=False)
 class ZeroKeys:
     """``zero_optimization``; bucket sizes count elements."""
 
@@ -156,7 +159,7 @@ class ZeroKeys:
     """Read up to 0.19.6."""
 
 
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+@dataclass(init=False, eq=False, repr=False)
 class Bf16Keys:
     """``bf16``."""
 
@@ -172,7 +175,7 @@ class Bf16Keys:
     bf16_optimizer_states: Annotated[bool, Refused("moments in bf16 are not modelled")] = False
 
 
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+@dataclass(init=False, eq=False, repr=False)
 class Fp16Keys:
     """``fp16``."""
 
@@ -191,7 +194,7 @@ class Fp16Keys:
     ] = False
 
 
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+@dataclass(init=False, eq=False, repr=False)
 class AutocastKeys:
     """``torch_autocast``."""
 
@@ -202,7 +205,7 @@ class AutocastKeys:
     lower_precision_safe_modules: list[str] | None = None
 
 
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+@dataclass(init=False, eq=False, repr=False)
 class DataTypesKeys:
     """``data_types``."""
 
@@ -219,7 +222,7 @@ class DataTypesKeys:
     ] = None
 
 
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+@dataclass(init=False, eq=False, repr=False)
 class ActivationCheckpointingKeys:
     """``activation_checkpointing``."""
 
@@ -233,7 +236,7 @@ class ActivationCheckpointingKeys:
     profile: bool = False
 
 
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+@dataclass(init=False, eq=False, repr=False)
 class PipelineKeys:
     """``pipeline``, and what a `PipelineModule` is told when it is made."""
 
@@ -252,7 +255,7 @@ class PipelineKeys:
     use_reentrant: bool | None = None
 
 
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+@dataclass(init=False, eq=False, repr=False)
 class OptimizerKeys:
     """``optimizer``."""
 
@@ -263,7 +266,7 @@ class OptimizerKeys:
     legacy_fusion: bool = False
 
 
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+@dataclass(init=False, eq=False, repr=False)
 class TensorParallelKeys:
     """``tensor_parallel``: AutoTP."""
 
@@ -284,7 +287,7 @@ class TensorParallelKeys:
     replace_with_kernel_inject: bool = False
 
 
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+@dataclass(init=False, eq=False, repr=False)
 class ExpertParallelKeys:
     """``expert_parallel``: AutoEP."""
 
@@ -330,7 +333,7 @@ class ExpertParallelKeys:
     expert_activation: str | None = None
 
 
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+@dataclass(init=False, eq=False, repr=False)
 class CompileKeys:
     """``compile``: DeepCompile; nothing of it is modelled."""
 
@@ -356,7 +359,7 @@ class CompileKeys:
     passes: list[str] | None = None
 
 
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+@dataclass(init=False, eq=False, repr=False)
 class SwitchKeys:
     """A section of which only the switch matters: `hybrid_engine`, `data_efficiency`."""
 
@@ -365,7 +368,7 @@ class SwitchKeys:
     enabled: Annotated[bool, Refused("is not modelled")] = False
 
 
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+@dataclass(init=False, eq=False, repr=False)
 class MoeKeys:
     """``moe``: arguments of DeepSpeed's MoE layer (moe/layer.py:39), under its own names."""
 
@@ -387,7 +390,7 @@ class MoeKeys:
     ] = False
 
 
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+@dataclass(init=False, eq=False, repr=False)
 class DeepSpeedKeys:
     """``deepspeed:``: DeepSpeed's own keys, as in its configuration file, and a few of ours."""
 

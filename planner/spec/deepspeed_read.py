@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from copy import copy
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -91,7 +92,11 @@ def read_keys(document: Document, faults: Faults) -> Said | None:
     keys = [each for each in checked if each is not None]
     if len(faults) > before or len(keys) < len(pieces):
         return None
-    merged = replace(keys[-1], **{key: getattr(keys[0], key) for key in inline.data})
+    merged = keys[0]
+    if other:
+        merged = copy(keys[1])
+        for key in inline.data:
+            setattr(merged, key, getattr(keys[0], key))
     said = Said(keys=merged, pieces=pieces, file=other.document if other else None)
     _check_version(said, document, faults)
     return said if len(faults) == before else None

@@ -23,7 +23,7 @@ _AXES = ("tp", "pp", "sp")
 """Whose degrees, together with dp, multiply to the number of devices."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(init=False, eq=False, repr=False)
 class LayoutEntry:
     """The degrees of every axis.
 

@@ -25,7 +25,7 @@ _STAND_IN = Device(
 """Keeps the checks of everything else going where the device itself is at fault."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(init=False, eq=False, repr=False)
 class DeviceEntry:
     """A device that is not in the catalogue, under the keys of the catalogue."""
 
@@ -52,7 +52,7 @@ class DeviceEntry:
     """The link to its host."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(init=False, eq=False, repr=False)
 class ClusterEntry:
     """Equal nodes of equal devices."""
 
