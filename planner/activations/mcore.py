@@ -90,7 +90,7 @@ def _inner_tape(machine: Machine, case: Case, options: Megatron) -> LayerTape:
     del output
     assert edge is not None
     machine.settle()
-    saved, split = entry in machine.live, len(machine.events)
+    saved, split = entry in machine.live, machine.turn()
     run_backward(edge, machine.external(shape, case.dtype))
     return _tape(machine, split, entry if saved else 0, size, 0)
 
@@ -130,7 +130,7 @@ def _head_tape(machine: Machine, case: Case, options: Megatron) -> LayerTape:
     edge = loss.edge
     assert edge is not None
     machine.settle()
-    saved, split = entry in machine.live, len(machine.events)
+    saved, split = entry in machine.live, machine.turn()
     with machine.booked_as(Term.LOGITS):
         gradient = empty(machine, loss.shape, "fp32")
     run_backward(edge, gradient)

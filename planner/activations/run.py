@@ -226,7 +226,7 @@ def _finish(
     """Take stock between the passes, then run backward."""
     machine.settle()
     saved = tuple(sorted(machine.live))
-    split = len(machine.events)
+    split = machine.turn()
     if ending is not None:
         ending.saved.clear()
         ending.passing.clear()
@@ -272,7 +272,7 @@ def _run_head(machine: Machine, case: Case, extra: tuple[tuple[int, ...], ...]) 
     del hidden, logits, loss
     machine.settle()
     saved = tuple(sorted(machine.live))
-    split = len(machine.events)
+    split = machine.turn()
     with machine.booked_as(Term.LOGITS):
         held.append(empty(machine, (), held[0].dtype))
     edge = held[0].edge

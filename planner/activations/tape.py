@@ -17,12 +17,13 @@ from planner.memory.timeline import falls_first
 class Mark(NamedTuple):
     """A point at which the engine acts."""
 
-    kind: Literal["enter", "leave", "gradient"]
+    kind: Literal["enter", "leave", "gradient", "product"]
     """enter, leave: a module whose own parameters are ``parameters``, in forward or backward; many
     modules own none.
     gradient: the gradient of one parameter is complete and handed to the engine, which counts
-    it from here on (the segment before does not contain it)."""
-    parameters: tuple[int, ...]
+    it from here on (the segment before does not contain it).
+    product: matrices are multiplied, for the first time in a pass."""
+    parameters: tuple[int, ...] = ()
     """Indices into the layer's parameters; one more than there are: the weight of a tied head."""
     inside: tuple[int, ...] | None = ()
     """enter: parameters of the module and of all modules inside; None: of the whole model."""

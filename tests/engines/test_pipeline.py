@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from planner.activations.tape import LayerTape, Mark, Segment
 from planner.engines.deepspeed.exchange import META_BYTES
 from planner.engines.deepspeed.pipeline import PipelineWalk, pipeline_walk
+from planner.engines.deepspeed.walk import Handles
 from planner.engines.deepspeed.zero12 import zero12
 from planner.layout.schedule import instructions
 from planner.layout.stage import LocalLayer, LocalParameter, Stage
@@ -34,8 +35,10 @@ def tape(*, first: bool = False, last: bool = False, kept: bool = False) -> Laye
     term = Term.LOGITS if last else Term.TRANSIENT
     taken = () if first or kept else ((Term.TRANSIENT, -BOUNDARY),)
     returned = 0 if first else BOUNDARY
+    product = Segment((), (), Mark("product"))
     return LayerTape(
         forward=(
+            product,
             Segment(
                 ((Term.ACTIVATIONS, SAVED), (term, made)),
                 _summed((Term.ACTIVATIONS, SAVED), (term, made), *taken),
@@ -43,6 +46,7 @@ def tape(*, first: bool = False, last: bool = False, kept: bool = False) -> Laye
             ),
         ),
         backward=(
+            product,
             Segment(
                 ((Term.TRANSIENT, 1),),
                 _summed((Term.ACTIVATIONS, -SAVED), (Term.TRANSIENT, returned)),
@@ -74,7 +78,8 @@ def make_walk(index: int, num_stages: int, micro_steps: int, **layout: int) -> P
     changed = replace(setup.layout, **layout)
     setup = replace(setup, training=training, parameters=(parameter,), layout=changed)
     only = tape(first=index == 0, last=index == num_stages - 1, kept=changed.tp > 1)
-    return pipeline_walk(stage, [only], zero12(setup), setup, boundary_bytes=BOUNDARY)
+    strategy, handles = zero12(setup), Handles()
+    return pipeline_walk(stage, [only], strategy, setup, boundary_bytes=BOUNDARY, handles=handles)
 
 
 def fold(timeline: Timeline) -> dict[str, PhasePeak]:
@@ -184,7 +189,7 @@ def test_a_micro_batch_in_flight_costs_its_input_twice_and_its_output():
 
 def test_the_workspaces_of_two_threads_come_with_the_first_products_and_stay():
     walk = make_walk(1, 3, 6)
-    walk.workspace_bytes = 5
+    walk.handles = Handles(workspace_bytes=5)
     told = two_steps(walk)
     assert told["first_forward"].end_terms[Term.WORKSPACES] == 10
     assert told["step"].end_terms[Term.WORKSPACES] == 10

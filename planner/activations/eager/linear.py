@@ -1,7 +1,7 @@
 """Matrix products."""
 
 from planner.activations.eager.autograd import Node, begin, finish
-from planner.activations.eager.tensor import Tensor, empty
+from planner.activations.eager.tensor import Tensor
 from planner.activations.eager.views import expand, reshape, transpose, unsafe_view, view
 
 
@@ -46,7 +46,8 @@ def addmm(bias: Tensor, first: Tensor, second: Tensor) -> Tensor:
     node = begin(_addmm_back, bias, first, second)
     if node is not None:
         node.save(first if node.needs(2) else None, second if node.needs(1) else None)
-    return finish(node, empty(first.machine, (first.shape[0], second.shape[1]), first.dtype))
+    shape = (first.shape[0], second.shape[1])
+    return finish(node, first.machine.product(shape, first.dtype))
 
 
 def _addmm_back(node: Node, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -62,7 +63,7 @@ def bmm(first: Tensor, second: Tensor) -> Tensor:
     if node is not None:
         node.save(first if node.needs(1) else None, second if node.needs(0) else None)
     shape = (first.shape[0], first.shape[1], second.shape[2])
-    return finish(node, empty(first.machine, shape, first.dtype))
+    return finish(node, first.machine.product(shape, first.dtype))
 
 
 def _bmm_back(node: Node, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:

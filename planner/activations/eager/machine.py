@@ -30,6 +30,9 @@ class Machine:
     marks. Allocations count from 1; ``sizes``, ``terms`` and ``labels`` tell about each.
     """
 
+    multiplied = False
+    """This pass has multiplied matrices."""
+
     def __init__(self, *, backend: Backend, in_place: bool, modules: bool) -> None:
         self.backend = backend
         self.in_place = in_place
@@ -73,9 +76,27 @@ class Machine:
 
     def made(self, kind: str, shape: Shape, dtype: str) -> Tensor:
         """The result of a costly operation, which selective recomputation may have kept."""
-        if self.outputs is None:
-            return empty(self, shape, dtype)
-        return self.outputs.made(kind, lambda: empty(self, shape, dtype))
+
+        def make() -> Tensor:
+            return self.product(shape, dtype) if kind == "mm" else empty(self, shape, dtype)
+
+        return make() if self.outputs is None else self.outputs.made(kind, make)
+
+    def product(self, shape: Shape, dtype: str) -> Tensor:
+        """The result of a product of matrices."""
+        self.multiply()
+        return empty(self, shape, dtype)
+
+    def multiply(self) -> None:
+        """Matrices are multiplied; the first time in a pass is marked."""
+        if not self.multiplied:
+            self.multiplied = True
+            self.events.append(Mark("product"))
+
+    def turn(self) -> int:
+        """The backward pass begins; returns how many events were before."""
+        self.multiplied = False
+        return len(self.events)
 
     def book(self, tensor: Tensor, term: Term) -> Tensor:
         """Count one tensor under this term however long it lives."""

@@ -150,7 +150,7 @@ def biased_product(first: Tensor, second: Tensor) -> Tensor:
     if node is not None:
         node.save(first if node.needs(1) else None, second if node.needs(0) else None)
     shape = (first.shape[0], first.shape[1], second.shape[2])
-    return finish(node, empty(first.machine, shape, first.dtype))
+    return finish(node, first.machine.product(shape, first.dtype))
 
 
 def _biased_product_back(node: Node, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:

@@ -60,11 +60,12 @@ def linear(tensor: Tensor, weights: Weights, biases: Weights = ()) -> Tensor:
 
 def _product(tensor: Tensor, weights: Weights, lead: tuple[int, ...]) -> Tensor:
     outputs = sum(weight.numel for weight in weights) // tensor.shape[-1]
-    return empty(tensor.machine, (*lead, outputs), tensor.dtype)
+    return tensor.machine.product((*lead, outputs), tensor.dtype)
 
 
 def _linear_back(node: Node, gradient: Tensor) -> list[Tensor | None]:
     (tensor,) = node.unpack()
+    node.machine.multiply()
     return [like(tensor), *_gradients(node, gradient.dtype)]
 
 
@@ -90,6 +91,7 @@ def _gathered(tensor: Tensor, tp: int) -> Tensor:
 def _gathering_back(node: Node, gradient: Tensor) -> list[Tensor | None]:
     (tensor,) = node.unpack()
     whole = _gathered(tensor, node.facts)
+    node.machine.multiply()
     to_whole = like(whole)
     to_tensor = like(tensor)
     made = _gradients(node, gradient.dtype)
@@ -115,6 +117,7 @@ def scattering_linear(tensor: Tensor, weights: Weights, biases: Weights = (), *,
 def _scattering_back(node: Node, gradient: Tensor) -> list[Tensor | None]:
     (tensor,) = node.unpack()
     whole = _gathered(gradient, node.facts)
+    node.machine.multiply()
     result: list[Tensor | None] = [like(tensor), *_gradients(node, gradient.dtype)]
     del whole
     return result

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from planner.activations.tape import LayerTape
@@ -12,7 +12,7 @@ from planner.engines.deepspeed.boundary import Boundary, boundary
 from planner.engines.deepspeed.entry import Entry
 from planner.engines.deepspeed.exchange import Exchange, Slot, gather_input, keep_output, take_over
 from planner.engines.deepspeed.strategy import Setup, Strategy
-from planner.engines.deepspeed.walk import Pass, backward, forward, passes
+from planner.engines.deepspeed.walk import Handles, Pass, backward, forward, passes
 from planner.engines.elements import TOKEN_BYTES
 from planner.layout.schedule import (
     Action,
@@ -57,9 +57,7 @@ class PipelineWalk:
     """The first layer is a checkpoint that keeps a piece of its input and empties the whole."""
     refills_inputs: bool = False
     """Its backward pass puts the whole back into the slot, and the first tape leaves it there."""
-    workspace_bytes: int = 0
-    """cuBLAS takes it at the first product of the forward and of the backward thread."""
-    _workspaces: int = 0
+    handles: Handles = field(default_factory=Handles)
     _loss_slot: int = -1
     """Of the micro-batch whose loss the engine holds."""
 
@@ -110,13 +108,12 @@ class PipelineWalk:
     def _forward(self, timeline: Timeline, buffer: int, micro_batch: int) -> None:
         """The input, the layers, and on the last stage the loss (700-808)."""
         slot = self.slots[buffer]
-        self._start_thread(timeline, 1)
         self.strategy.begin_forward(timeline, micro_batch)
         held = self._take_input(timeline, slot)
         for place, layer in enumerate(self.layers):
             if self._is_last and layer is self.layers[-1]:
                 self._drop_outputs(timeline, buffer)
-            forward(timeline, layer, self.strategy)
+            forward(timeline, layer, self.strategy, self.handles)
             if place == 0 and self.index:
                 # The layer let go of its input, but the engine's variable does not.
                 timeline.add(Term.TRANSIENT, held)
@@ -135,11 +132,6 @@ class PipelineWalk:
         copied = self._boundary.whole_bytes if self.index else self.passing_token_bytes
         timeline.add(Term.TRANSIENT, copied)
         return 0 if self.layers[0].tape.input_saved or self.empties_inputs else copied
-
-    def _start_thread(self, timeline: Timeline, threads: int) -> None:
-        if self._workspaces < threads:
-            self._workspaces = threads
-            timeline.add(Term.WORKSPACES, self.workspace_bytes)
 
     def _drop_outputs(self, timeline: Timeline, buffer: int) -> None:
         """The slot's logits give way to new ones, and their graph if the loss has another (769).
@@ -169,12 +161,11 @@ class PipelineWalk:
 
         What is received lies in the receive buffer, so the last layer's tape leaves it alone.
         """
-        self._start_thread(timeline, 2)
         gathered = not self._is_last and self._boundary.cut_gradient
         if gathered:
             self._boundary.gather(timeline)  # the output's values, which nobody reads
             self._boundary.gather(timeline)  # its gradient (826-834)
-        backward(timeline, self.layers, self.strategy, micro_batch)
+        backward(timeline, self.layers, self.strategy, self.handles, micro_batch)
         if not self._is_last:
             # The logits of the last stage stay: it returns before this (821-823).
             timeline.add(Term.PIPELINE_BUFFERS, -slot.output)
@@ -197,7 +188,7 @@ def pipeline_walk(
     setup: Setup,
     *,
     boundary_bytes: int,
-    workspace_bytes: int = 0,
+    handles: Handles,
 ) -> PipelineWalk:
     """A stage before its first step; ``strategy`` has been initialised.
 
@@ -208,7 +199,7 @@ def pipeline_walk(
         strategy: what DeepSpeed does to parameters and gradients.
         setup: the same that the strategy was built from.
         boundary_bytes: hidden states of a micro-batch, as one stage sends them to the next.
-        workspace_bytes: of cuBLAS, for each of two threads.
+        handles: of cuBLAS.
 
     """
     training = setup.training
@@ -232,5 +223,5 @@ def pipeline_walk(
         passing_token_bytes=token_bytes if entry.passes_tokens else 0,
         empties_inputs=entry.is_emptied,
         refills_inputs=entry.is_refilled,
-        workspace_bytes=workspace_bytes,
+        handles=handles,
     )

@@ -14,7 +14,7 @@ from planner.engines.deepspeed.checkpoints import Checkpoints, arranged
 from planner.engines.deepspeed.entry import Entry
 from planner.engines.deepspeed.pipeline import PipelineWalk, pipeline_walk
 from planner.engines.deepspeed.strategy import Setup, Strategy
-from planner.engines.deepspeed.walk import StepWalk, passes
+from planner.engines.deepspeed.walk import Handles, StepWalk, passes
 from planner.engines.deepspeed.zero3 import zero_three
 from planner.engines.deepspeed.zero3_modules import leaf_modules, viewed_parameters
 from planner.engines.elements import SIZES, TOKEN_BYTES
@@ -138,11 +138,6 @@ def _strategy(setup: Setup, run: Run) -> Strategy:
     return below_three(setup)
 
 
-def _multiplies(stage: Stage) -> bool:
-    """Whether matrices are multiplied: a stage of an embedding alone never calls cuBLAS."""
-    return any(layer.placed.layer.kind in {"block", "head"} for layer in stage.layers)
-
-
 def _walk(
     run: Run,
     stage: Stage,
@@ -151,7 +146,7 @@ def _walk(
     setup: Setup,
 ) -> StepWalk | PipelineWalk:
     tokens = run.training.micro_batch_size * run.training.sequence_length // run.layout.sp
-    workspace = handle_workspace_bytes(run.device) if _multiplies(stage) else 0
+    handles = Handles(workspace_bytes=handle_workspace_bytes(run.device))
     if stage.num_stages > 1:
         return pipeline_walk(
             stage,
@@ -159,12 +154,12 @@ def _walk(
             strategy,
             setup,
             boundary_bytes=_hidden_bytes(run),
-            workspace_bytes=workspace,
+            handles=handles,
         )
     return StepWalk(
         layers=passes(stage, tapes),
         strategy=strategy,
         micro_steps=run.micro_steps,
         batch_bytes=2 * TOKEN_BYTES * tokens,
-        workspace_bytes=workspace,
+        handles=handles,
     )

@@ -1,7 +1,7 @@
 """One optimizer step of a rank without pipeline parallelism, moment by moment."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import islice
 from typing import NamedTuple
@@ -20,6 +20,28 @@ class Move(NamedTuple):
     terms: tuple[int, ...]
     deltas: tuple[int, ...]
     mark: Mark | None
+
+
+@dataclass(slots=True, kw_only=True)
+class Handles:
+    """cuBLAS's, one for the forward and one for the backward thread.
+
+    Each takes its workspace from PyTorch's allocator at its first product, and keeps it
+    (aten/src/ATen/cuda/CublasHandlePool.cpp of PyTorch 2.13, getCUDABlasLtWorkspace).
+    """
+
+    workspace_bytes: int = 0
+    _started: set[bool] = field(default_factory=set)
+
+    def are_started(self, *, backward: bool) -> bool:
+        """The thread has multiplied before, so that what it does may be repeated."""
+        return backward in self._started
+
+    def multiply(self, timeline: Timeline, *, backward: bool) -> None:
+        """Matrices are multiplied on a thread."""
+        if backward not in self._started:
+            self._started.add(backward)
+            timeline.add(Term.WORKSPACES, self.workspace_bytes)
 
 
 class Pass(NamedTuple):
@@ -88,11 +110,9 @@ class StepWalk:
     micro_steps: int
     batch_bytes: int
     """Token ids and labels of a micro-step."""
-    workspace_bytes: int
-    """cuBLAS takes it at the first product of the forward and of the backward thread."""
+    handles: Handles = field(default_factory=Handles)
     _held: int = 0
     _batch: int = 0
-    _workspaces: int = 0
 
     def walk(self, timeline: Timeline, prefix: str = "") -> None:
         """Book one optimizer step; ``prefix`` goes before the names of its phases."""
@@ -109,21 +129,14 @@ class StepWalk:
         timeline.add(Term.ACTIVATIONS, self.batch_bytes)
         timeline.add(Term.ACTIVATIONS, -self._batch)
         self._batch = self.batch_bytes
-        self._start_thread(timeline, 1)
         self.strategy.begin_forward(timeline, micro_step)
         for layer in self.layers:
-            forward(timeline, layer, self.strategy)
+            forward(timeline, layer, self.strategy, self.handles)
         timeline.add(Term.LOGITS, -self._held)
         self._held = self.layers[-1].tape.held_bytes
 
     def _backward(self, timeline: Timeline, micro_step: int) -> None:
-        self._start_thread(timeline, 2)
-        backward(timeline, self.layers, self.strategy, micro_step)
-
-    def _start_thread(self, timeline: Timeline, threads: int) -> None:
-        if self._workspaces < threads:
-            self._workspaces = threads
-            timeline.add(Term.WORKSPACES, self.workspace_bytes)
+        backward(timeline, self.layers, self.strategy, self.handles, micro_step)
 
 
 def condensed(micro_steps: int) -> list[int]:
@@ -131,36 +144,48 @@ def condensed(micro_steps: int) -> list[int]:
     return sorted({0, min(1, micro_steps - 1), micro_steps - 1})
 
 
-def forward(timeline: Timeline, layer: Pass, strategy: Strategy) -> None:
+def forward(timeline: Timeline, layer: Pass, strategy: Strategy, handles: Handles) -> None:
     """Book a layer's forward pass."""
-    key = None if strategy.rhythm(0) is None else ("forward", id(layer.tape))
-    timeline.once(key, partial(_go_through, timeline, layer, strategy, backward=False))
+    alike = strategy.rhythm(0) is not None and handles.are_started(backward=False)
+    key = ("forward", id(layer.tape)) if alike else None
+    timeline.once(key, partial(_go_through, timeline, layer, strategy, handles, backward=False))
 
 
 def backward(
     timeline: Timeline,
     layers: Sequence[Pass],
     strategy: Strategy,
+    handles: Handles,
     micro_step: int,
 ) -> None:
     """Book a backward pass, from the loss or a received gradient on."""
     rhythm = strategy.rhythm(micro_step)
+    started = handles.are_started(backward=True)
 
     def book() -> None:
         strategy.begin_backward(timeline, micro_step)
         for layer in reversed(layers):
-            key = ("layer", id(layer.tape), rhythm) if strategy.is_even() else None
-            timeline.once(key, partial(_go_through, timeline, layer, strategy, backward=True))
+            alike = strategy.is_even() and handles.are_started(backward=True)
+            key = ("layer", id(layer.tape), rhythm) if alike else None
+            timeline.once(
+                key, partial(_go_through, timeline, layer, strategy, handles, backward=True)
+            )
         strategy.end_backward(timeline, micro_step)
 
-    timeline.once(None if rhythm is None else ("backward", rhythm), book)
+    timeline.once(None if rhythm is None or not started else ("backward", rhythm), book)
 
 
-def _go_through(timeline: Timeline, layer: Pass, strategy: Strategy, *, backward: bool) -> None:
+def _go_through(
+    timeline: Timeline, layer: Pass, strategy: Strategy, handles: Handles, *, backward: bool
+) -> None:
     """Book one layer's pass, handing its marks to the strategy."""
     for terms, deltas, mark in layer.backward if backward else layer.forward:
         timeline.extend(terms, deltas)
-        if mark is not None:
+        if mark is None:
+            continue
+        if mark.kind == "product":
+            handles.multiply(timeline, backward=backward)
+        else:
             _act(timeline, mark, strategy, layer)
 
 

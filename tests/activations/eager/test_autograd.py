@@ -90,7 +90,8 @@ def test_a_gradient_goes_to_its_parameter_before_other_nodes_run():
     hidden = linear(x, m.parameters["first.weight"])
     output = linear(unary(hidden), m.parameters["second.weight"])
     backward(m, output)
-    assert [event.parameters for event in m.events if not isinstance(event, int)] == [(1,), (0,)]
+    marks = [event for event in m.events if not isinstance(event, int)]
+    assert [mark.parameters for mark in marks if mark.kind == "gradient"] == [(1,), (0,)]
 
 
 def test_a_gradient_is_cast_to_what_its_tensor_was():
@@ -116,3 +117,16 @@ def test_a_checkpoint_keeps_its_input_and_stops_at_the_last_saved_tensor():
     backward(m, output)
     assert runs == ["begun", "ended", "begun"]
     assert len(collected) == 1
+
+
+def test_the_first_product_of_each_pass_is_marked():
+    m = machine()
+    m.parameter("first.weight", 0, (8, 8), "bf16")
+    m.parameter("second.weight", 1, (8, 8), "bf16")
+    x = source(m, [])
+    output = linear(linear(unary(x), m.parameters["first.weight"]), m.parameters["second.weight"])
+    split = m.turn()
+    backward(m, unary(output))
+    forward, back = m.events[:split], m.events[split:]
+    kinds = [[e.kind for e in events if not isinstance(e, int)] for events in (forward, back)]
+    assert kinds == [["product"], ["product", "gradient", "gradient"]]
