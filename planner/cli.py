@@ -146,6 +146,7 @@ def validate(
     address: Annotated[
         str | None, Told("A Ray that is there; default: one of its own, here.")
     ] = None,
+    submit: Annotated[bool, Told("As a job of the Ray whose dashboard is at --address.")] = False,
     out: Annotated[
         Path | None, Told("Folder of the record; default: a new one in validations/.")
     ] = None,
@@ -162,19 +163,20 @@ def validate(
     from planner.report.plan import document as describe
     from planner.report.validation import render
     from planner.spec.load import load
-    from planner.validate.start import TWIN_MEMORY_BYTES, needs_twin, start
+    from planner.validate.start import TWIN_MEMORY_BYTES, Launch, needs_twin, start
     from planner.validate.twin import make_twin
     from planner.validate.validate import document
 
     spec = load(file)
-    if twin or (twin is None and address is None and needs_twin(spec)):
+    here = address is None and not submit
+    if twin or (twin is None and here and needs_twin(spec)):
         small = make_twin(spec, memory_bytes=TWIN_MEMORY_BYTES)
         print("a small twin of the file runs here: " + "; ".join(small.changes), file=sys.stderr)
         spec = small.spec
     with _progress() as progress:
         made = start(
             spec,
-            local=launcher == "local",
+            launch=Launch.SUBMIT if submit else Launch[launcher.upper()],
             address=address,
             out=out,
             steps=steps,

@@ -149,3 +149,16 @@ Progress = Callable[[int | None, Reading | Note], None]
 def as_document(value: Job | Place | Reading | Note | Failure | RankResult) -> dict[str, Any]:
     """The value as JSON knows it."""
     return asdict(value)
+
+
+def as_message(told: Reading | Note | RankResult) -> dict[str, Any]:
+    """What a rank tells, as JSON that says what it is."""
+    kind = {Reading: "reading", Note: "note", RankResult: "result"}[type(told)]
+    return {kind: as_document(told)}
+
+
+def read_message(message: Mapping[str, Any]) -> Reading | Note | RankResult:
+    """Take back what `as_message` wrote; other keys are not looked at."""
+    if "result" in message:
+        return RankResult.read(message["result"])
+    return Reading(**message["reading"]) if "reading" in message else Note(**message["note"])

@@ -1,6 +1,8 @@
 """From a file to its validation: which launcher, which folder."""
 
+import os
 from datetime import UTC, datetime
+from enum import Enum, auto
 from pathlib import Path
 
 from planner.errors import EndedError
@@ -16,7 +18,18 @@ RUNS = Path("validations")
 MAX_RANKS = 8
 """On one machine's CPU; more make a twin of a file for CPU ranks, too."""
 TWIN_MEMORY_BYTES = 3 * GIB
+DASHBOARD = "http://127.0.0.1:8265"
+"""Where Ray's dashboard listens unless it is told otherwise."""
 GPUS = Path("/proc/driver/nvidia/gpus")
+
+
+class Launch(Enum):
+    """Who starts the ranks."""
+
+    RAY = auto()
+    LOCAL = auto()
+    SUBMIT = auto()
+    """A job of a Ray cluster, which starts them through Ray."""
 
 
 def needs_twin(spec: Spec) -> bool:
@@ -30,7 +43,7 @@ def needs_twin(spec: Spec) -> bool:
 def start(
     spec: Spec,
     *,
-    local: bool,
+    launch: Launch,
     address: str | None,
     out: Path | None,
     steps: int,
@@ -47,7 +60,7 @@ def start(
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     run = (out or free_run(RUNS, spec.path.stem, stamp)).resolve()
     launcher = _launcher(
-        spec, local=local, address=address, logs=Paths(run).logs, silence_seconds=silence_seconds
+        spec, launch, address=address, logs=Paths(run).logs, silence_seconds=silence_seconds
     )
     progress(None, Note(f"the record goes to {run}"))
     try:
@@ -64,14 +77,24 @@ def start(
 
 
 def _launcher(
-    spec: Spec, *, local: bool, address: str | None, logs: Path, silence_seconds: float
+    spec: Spec, launch: Launch, *, address: str | None, logs: Path, silence_seconds: float
 ) -> Launcher:
     from planner.validate.worker import run_rank
 
-    if local:
+    if launch is Launch.LOCAL:
         from planner.validate.launch.local import LocalLauncher
 
         return LocalLauncher(run_rank=run_rank, logs=logs, silence_seconds=silence_seconds)
+    if launch is Launch.SUBMIT:
+        from planner.validate.launch.submit import SubmitLauncher
+
+        return SubmitLauncher(
+            run_rank=run_rank,
+            logs=logs,
+            address=address or os.environ.get("RAY_API_SERVER_ADDRESS") or DASHBOARD,
+            group_size=spec.fixed_layout.tp,
+            silence_seconds=silence_seconds,
+        )
     from planner.validate.launch.ray import RayLauncher
 
     return RayLauncher(

@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from planner.model import catalogue
+from planner.model.load import read_configuration
 from planner.plan import Plan, make_plan
 from planner.spec.dump import dump
 from planner.spec.load import Spec, load
@@ -75,13 +77,20 @@ def make_job(spec: Spec, *, steps: int) -> Job:
     """What the ranks of a file are told; a device that is a CPU holds no more than it has."""
     cpu = spec.cluster.device.architecture == "cpu"
     return Job(
-        spec=dump(spec),
+        spec=dump(self_contained(spec)),
         folder=str(spec.folder.resolve()),
         num_ranks=spec.fixed_layout.num_devices,
         steps=steps,
         accelerator="cpu" if cpu else "cuda",
         enforce_capacity=cpu,
     )
+
+
+def self_contained(spec: Spec) -> Spec:
+    """The file with what it points to in it: ranks may run where that is not."""
+    if not isinstance(spec.model, str) or catalogue.path_of(spec.model):
+        return spec
+    return replace(spec, model=dict(read_configuration(spec.model, folder=spec.folder)))
 
 
 Describe = Callable[[Plan], dict[str, Any]]

@@ -25,7 +25,8 @@ from planner.validate.job import (
     RankResult,
     Reading,
     Tell,
-    as_document,
+    as_message,
+    read_message,
 )
 from planner.validate.launch.outcome import Patience, lost, settle
 from planner.validate.signals import undisturbed
@@ -113,20 +114,18 @@ class _Attempt:
     def _hear(self, pipe: Connection) -> None:
         rank = self.pipes[pipe]
         try:
-            message = json.loads(pipe.recv_bytes())
+            told = read_message(json.loads(pipe.recv_bytes()))
         except (EOFError, OSError):
             del self.pipes[pipe]
             if rank not in self.ended:
                 self.ended[rank] = self._lost(rank)
             return
-        if "reading" in message:
-            reading = Reading(**message["reading"])
-            self.told[rank].append(reading)
-            self.progress(rank, reading)
-        elif "note" in message:
-            self.progress(rank, Note(**message["note"]))
-        else:
-            self.ended[rank] = self._with_log(RankResult.read(message["result"]))
+        if isinstance(told, RankResult):
+            self.ended[rank] = self._with_log(told)
+            return
+        if isinstance(told, Reading):
+            self.told[rank].append(told)
+        self.progress(rank, told)
 
     def _lost(self, rank: int) -> RankResult:
         process = self.processes[rank]
@@ -173,17 +172,13 @@ def _run_one(run_rank: RunRank, job: Job, place: Place, pipe: Connection, log: s
     _end_with_parent()
     _print_to(log)
 
-    def tell(told: Reading | Note) -> None:
-        _send(pipe, "note" if isinstance(told, Note) else "reading", told)
+    def tell(told: Reading | Note | RankResult) -> None:
+        pipe.send_bytes(json.dumps(as_message(told)).encode())
 
-    _send(pipe, "result", run_rank(job, place, tell))
+    tell(run_rank(job, place, tell))
     pipe.close()
     sys.stdout.flush()
     os._exit(0)  # DeepSpeed's clean-up at exit would wait for other ranks
-
-
-def _send(pipe: Connection, kind: str, value: Reading | Note | RankResult) -> None:
-    pipe.send_bytes(json.dumps({kind: as_document(value)}).encode())
 
 
 def _print_to(log: str) -> None:
