@@ -8,7 +8,7 @@ from planner.layout.experts import ExpertCut, Piece, expert_holder, expert_piece
 from planner.layout.partition import partition_layers
 from planner.layout.ranks import ExpertGrouping
 from planner.layout.stage import LocalLayer, LocalParameter, Stage
-from planner.layout.tensor import TensorCut, cut_style, local_numel, tensor_cut
+from planner.layout.tensor import TensorCut, cut_style, local_numel, local_shape, tensor_cut
 from planner.model.description import Model, Parameter, Placed
 from planner.spec.deepspeed import DeepSpeed
 from planner.spec.layout import Layout
@@ -198,11 +198,23 @@ def _pieces(placed: Placed, cuts: _Cuts) -> list[Piece]:
                 ndim=len(parameter.shape),
                 trained=parameter.trained,
                 stored=parameter.stored,
+                matrix=_matrix(placed, parameter, cuts.tensor),
             )
             pieces.append(Piece(index, kept))
         elif index == routed[0]:
             pieces += expert_pieces(own, routed, cuts.expert)
     return pieces
+
+
+def _matrix(placed: Placed, parameter: Parameter, cut: TensorCut) -> tuple[int, ...]:
+    """Told by shape and name, as DeepSpeed tells what Muon updates.
+
+    Source: ``set_optimizer_flags``, deepspeed/__init__.py:357-372 of 0.19.8.
+    """
+    name = f"{placed.prefix}{parameter.name}".lower()
+    if len(parameter.shape) == 1 or "embed" in name or "lm_head" in name:
+        return ()
+    return local_shape(parameter, placed.layer.attention, cut, prefix=placed.prefix)
 
 
 def _ordered(own: Sequence[Parameter], pieces: list[Piece], cut: ExpertCut) -> list[Piece]:

@@ -19,6 +19,8 @@ class LocalParameter(NamedTuple):
     """Of the whole tensor; 1 for biases and norms."""
     trained: bool = True
     stored: Storage = "model"
+    matrix: tuple[int, ...] = ()
+    """Its shape on this rank if it is a matrix outside embeddings and head; else nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

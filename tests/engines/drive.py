@@ -34,7 +34,13 @@ def make_setup(
     offloaded = OffloadOptimizer(device="cpu" if offload else "none")
     return Setup(
         parameters=tuple(
-            LocalParameter(f"weights.{i}", prod(shape), i in experts, len(shape))
+            LocalParameter(
+                f"weights.{i}",
+                prod(shape),
+                i in experts,
+                len(shape),
+                matrix=tuple(shape) if len(shape) > 1 else (),
+            )
             for i, shape in enumerate(shapes)
         ),
         layout=Layout(dp=dp, ep=ep, pp=pp, sp=sp, zero_stage=stage),

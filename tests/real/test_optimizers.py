@@ -11,21 +11,29 @@ pytestmark = pytest.mark.real
 SCALARS_BYTES = 160
 """A step of an fp32 model has some more of them: a norm for each parameter."""
 SMALL = LLAMA | {"num_hidden_layers": 1}
+NARROW = LLAMA | {"num_hidden_layers": 2, "vocab_size": 64}
+"""So few words that the exchange of matrices is the highest point of Muon's step."""
 
 
-def case(optimizer, *, zero=1, deepspeed=None, **training):
+def gathered(bucket_numel):
+    """ZeRO-3 as Muon needs it."""
+    return {"zero_optimization": {"reduce_scatter": False, "reduce_bucket_size": bucket_numel}}
+
+
+def case(optimizer, *, zero=1, ranks=2, model=SMALL, deepspeed=None, **training):
     return Case(
-        2,
+        ranks,
         {
-            "model": SMALL,
+            "model": model,
             "layout": {"zero_stage": zero},
-            "training": {"optimizer": optimizer, "global_batch_size": 8, **training},
+            "training": {"optimizer": optimizer, "global_batch_size": 4 * ranks, **training},
             "deepspeed": {"zero_optimization": {"reduce_bucket_size": 50_000}} | (deepspeed or {}),
         },
     )
 
 
 SGD = {"optimizer_kernel": "loop"}
+FUSED = {"optimizer_kernel": "fused"}
 CASES = {
     "momentum": case("sgd", **SGD),
     "momentum, foreach, without ZeRO": case("sgd", zero=0, optimizer_kernel="foreach"),
@@ -35,6 +43,20 @@ CASES = {
     ),
     "momentum, ZeRO-3": case("sgd", zero=3, **SGD),
     "no momentum": case("sgd", zero=2, momentum=0.0, **SGD),
+    "muon": case("muon", **FUSED),
+    "muon, ZeRO-2, decay, fp32": case(
+        "muon", zero=2, parameter_groups="weight_decay", precision="fp32", **FUSED
+    ),
+    "muon, ZeRO-3": case("muon", zero=3, model=NARROW, deepspeed=gathered(1_000_000), **FUSED),
+    "muon, ZeRO-3, four ranks": case(
+        "muon",
+        zero=3,
+        ranks=4,
+        model=NARROW,
+        precision="fp32",
+        deepspeed=gathered(60_000),
+        **FUSED,
+    ),
     "lion": case("lion"),
     "lion, ZeRO-3": case("lion", zero=3),
     "lion, fp32 without ZeRO": case("lion", zero=0, precision="fp32"),

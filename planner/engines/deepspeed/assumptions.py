@@ -176,6 +176,12 @@ def _zero(training: Training, layout: Layout, deepspeed: DeepSpeed) -> Iterator[
             f"optimizer: {training.optimizer} with ZeRO needs zero_allow_untested_optimizer: true "
             "(runtime/engine.py:2299)"
         )
+    if training.optimizer == "muon":
+        yield (
+            "optimizer: Muon is DeepSpeed's own (optimizer: {type: Muon}), of matrices whose "
+            "names have neither embed nor lm_head; its iterations are counted as they are written, and "
+            "torch.compile, which DeepSpeed runs them under, is taken to need no more"
+        )
     if zero.offload_param.device != "none" and not layout.partitions_weights:
         yield f"offload_param: DeepSpeed ignores it in ZeRO-{layout.zero_stage}"
     if zero.offload_optimizer.device == "nvme" and layout.zero_stage in {1, 2}:

@@ -105,12 +105,38 @@ def _sequence_parallel(case: Case) -> Iterator[Refusal]:
 
 
 def _muon(case: Case) -> Iterator[Refusal]:
-    """Its momentum has the gradients' dtype and covers whole matrices, with a second copy.
+    """It is counted for dense models under ZeRO of 0.19.8, and for their own gradients only."""
+    if case.training.optimizer != "muon":
+        return
+    key = "training.optimizer"
+    if case.before(0, 19, 8):
+        what = f"Muon of DeepSpeed {case.deepspeed.version}"
+        yield _unknown("deepspeed.version", what, "use 0.19.8")
+    if case.layout.zero_stage == 0:
+        yield _unknown(key, "Muon without ZeRO", "use layout.zero_stage: 1")
+    if case.layout.pp > 1:
+        # set_optimizer_flags goes by names, which a PipelineModule numbers (__init__.py:366).
+        what = "which layers of a PipelineModule Muon takes for embeddings"
+        yield _unknown(key, what, "use adamw, or layout.pp: 1")
+    if case.num_experts:
+        yield _unknown(key, "Muon of experts", "use adamw")
+    yield from _muon_gradients(case)
 
-    Source: runtime/zero/stage_1_and_2.py:2805-2834 and 2989-3003, under compiled kernels.
-    """
-    if case.training.optimizer == "muon":
-        yield _unknown("training.optimizer", "what Muon keeps and computes with", "use adamw")
+
+def _muon_gradients(case: Case) -> Iterator[Refusal]:
+    zero, own = case.deepspeed.zero_optimization, case.training.precision
+    if zero.offload_optimizer.device != "none":
+        what, use = "Muon on the host", "use adamw, or offload_optimizer.device: none"
+        yield _unknown("training.optimizer", what, use)
+    if not zero.contiguous_gradients:
+        yield _unknown(
+            "deepspeed.zero_optimization.contiguous_gradients",
+            "Muon of gradients where autograd left them",
+            "use contiguous_gradients: true",
+        )
+    if (case.deepspeed.grad_accum_dtype or own) != own:
+        what = "Muon of gradients that are kept in another dtype"
+        yield _unknown("deepspeed.grad_accum_dtype", what, f"use {own}")
 
 
 def _reference(case: Case) -> Iterator[Refusal]:

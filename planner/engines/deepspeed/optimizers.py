@@ -14,6 +14,10 @@ EIGHT_BIT_BLOCK = 256
 """Elements that share one scale (bitsandbytes optim/optimizer.py, ``blocksize``)."""
 
 
+ADAMS = {"adamw", "muon"}
+"""Optimizers that run Adam on a tensor that is no matrix."""
+
+
 def state_bytes(training: Training, numel: int, *, on_host: bool = False) -> int:
     """Bytes that the optimizer keeps for one fp32 tensor from its first step on.
 
@@ -25,12 +29,13 @@ def state_bytes(training: Training, numel: int, *, on_host: bool = False) -> int
     (DeepSpeed ops/lion/fused_lion.py). adamw_8bit: two moments of a byte with an fp32 scale a
     block; fp32 below `EIGHT_BIT_MINIMUM` elements; seen in bitsandbytes 0.50.2 on the
     CPU, where a step allocates nothing else. Left out: two maps of 1 KiB, which all tensors share.
+    muon: of what is no matrix, Adam's (runtime/engine.py:2530-2541); `muon` has the matrices.
     """
     if training.optimizer == "adamw_8bit":
         if numel < EIGHT_BIT_MINIMUM:
             return 8 * numel
         return 2 * (numel + 4 * -(-numel // EIGHT_BIT_BLOCK))
-    if training.optimizer == "adamw":
+    if training.optimizer in ADAMS:
         return 8 * numel
     if training.optimizer == "lion" and on_host:
         return 8 * numel
@@ -46,7 +51,7 @@ def temporary_bytes(training: Training, numels: Sequence[int]) -> int:
     and quotient of one tensor, beside the previous tensor's quotient, which its variable still
     holds (torch/optim/adam.py:528-534). Fused kernels, SGD and Lion work in place.
     """
-    if training.optimizer != "adamw" or training.optimizer_kernel == "fused":
+    if training.optimizer not in ADAMS or training.optimizer_kernel == "fused":
         return 0
     if training.optimizer_kernel == "foreach":
         return 4 * sum(numels)

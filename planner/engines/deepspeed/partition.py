@@ -118,11 +118,27 @@ def parameter_groups(setup: Setup) -> Iterator[tuple[int, ...]]:
             [i for i in everything if parameters[i].ndim > 1],
             [i for i in everything if parameters[i].ndim <= 1],
         ]
+    if setup.training.optimizer == "muon":
+        wholes = [half for whole in wholes for half in halves(parameters, whole, ordered=True)]
     for whole in wholes:
         if dense := tuple(i for i in whole if not parameters[i].expert):
             yield dense
     for whole in wholes:
         yield from _expert_pieces(parameters, [i for i in whole if parameters[i].expert])
+
+
+def halves(
+    parameters: Sequence[LocalParameter], whole: Sequence[int], *, ordered: bool
+) -> tuple[list[int], ...]:
+    """What Muon updates, and what Adam does.
+
+    ``ordered``: the largest matrices first, which does not see those that are partitioned. Source:
+    runtime/engine.py:2452-2473, runtime/zero/muon/original_muon.py:354 of 0.19.8.
+    """
+    matrices = [i for i in whole if parameters[i].matrix]
+    if ordered:
+        matrices.sort(key=lambda i: parameters[i].matrix, reverse=True)
+    return matrices, [i for i in whole if not parameters[i].matrix]
 
 
 def _expert_pieces(

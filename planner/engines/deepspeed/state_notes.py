@@ -73,12 +73,13 @@ def _offloaded(setup: Setup) -> Iterator[Note]:
 
 def states_note(setup: Setup, numels: Sequence[int]) -> Note:
     """What the optimizer keeps for tensors of these sizes."""
+    if setup.training.optimizer == "muon":
+        return _muon_note(setup)
     total = sum(state_bytes(setup.training, numel) for numel in numels)
     source = {
         "adamw": "ops/adam/fused_adam.py:155-157; torch/optim/adam.py:178-184",
         "sgd": "torch/optim/sgd.py:361, 454",
         "lion": "ops/lion/fused_lion.py:99",
-        "muon": f"{ZERO}:2809-2831",
         "adamw_8bit": "bitsandbytes/optim/optimizer.py, Optimizer2State.init_state",
     }[setup.training.optimizer]
     return Note(
@@ -87,6 +88,23 @@ def states_note(setup: Setup, numels: Sequence[int]) -> Note:
         "step on",
         source,
     )
+
+
+def _muon_note(setup: Setup) -> Note:
+    """Of matrices a momentum, of the others Adam's moments."""
+    kept, matrices = (
+        "Adam's two fp32 moments of the rank's share of what is no matrix; ",
+        (f"{sum(bool(p.matrix) for p in setup.parameters)} matrices"),
+    )
+    if setup.layout.partitions_weights:
+        size = sizes(setup).communication
+        text = f"{kept}of the {matrices} {size} B a partitioned element, from the start on"
+        return Note(Term.OPTIMIZER_STATES, text, "zero/stage3.py:1066-1079")
+    text = (
+        f"{kept}of each of the {matrices} that its partition touches, whole, twice "
+        f"{kept_bytes(setup)} B an element: the momentum, and the one of the step on trial"
+    )
+    return Note(Term.OPTIMIZER_STATES, text, f"{ZERO}:2809-2831, 2989-3003")
 
 
 def _gradients(setup: Setup, layout: Partition, rules: Rules, num_buffers: int) -> Iterator[Note]:

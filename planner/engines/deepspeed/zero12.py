@@ -8,6 +8,7 @@ from functools import lru_cache
 
 from planner.engines.deepspeed.dtypes import accumulates_in_fp32, sizes
 from planner.engines.deepspeed.keepers import Compact, InPlace, Keeper, Together, When
+from planner.engines.deepspeed.muon import muon_updates
 from planner.engines.deepspeed.offload import (
     OffloadedStep,
     offloaded,
@@ -41,6 +42,7 @@ def zero12(setup: Setup) -> ZeroOneTwo:
         keeper=step.keeper if isinstance(step, OffloadedStep) else keeper,
         rules=_rules(setup, accumulates=accumulates, contiguous=contiguous),
         last_step=step,
+        muon=muon_updates(setup, layout),
         partitions_gradients=stage2,
         accumulates=accumulates,
         contiguous=contiguous,

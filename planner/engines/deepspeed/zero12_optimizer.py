@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from planner.engines.deepspeed.dtypes import sizes
 from planner.engines.deepspeed.keepers import Keeper, When
+from planner.engines.deepspeed.muon import MuonUpdates
 from planner.engines.deepspeed.notes import Note
 from planner.engines.deepspeed.offload import (
     Offloaded,
@@ -38,6 +39,7 @@ class ZeroOneTwo(WholeWeights):
     keeper: Keeper
     rules: Rules
     last_step: Step | OffloadedStep
+    muon: MuonUpdates
     partitions_gradients: bool
     """Stage 2."""
     accumulates: bool
@@ -70,7 +72,7 @@ class ZeroOneTwo(WholeWeights):
     def rhythm(self, micro_step: int) -> Hashable:
         """The first one's gradients stay, with buffers of their own; the last one reduces."""
         boundary = micro_step == self.setup.micro_steps - 1
-        return micro_step == 0, boundary and self.setup.layout.pp == 1
+        return micro_step == 0, boundary and self.setup.layout.pp == 1, self.muon.fresh
 
     def is_even(self) -> bool:
         """Nothing is collected, and nothing allocated for it."""
@@ -220,6 +222,7 @@ class ZeroOneTwo(WholeWeights):
         self._flush(timeline)
         if boundary:
             self.keeper.close(timeline)
+            self.muon.orthogonalise(timeline)
             self.last_step.pad(timeline)
         self._free_buffers(timeline)
         for size, owners in (*self._unread, *self._late):

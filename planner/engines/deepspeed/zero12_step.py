@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from planner.engines.deepspeed.dtypes import NORM_BYTES, kept_bytes
 from planner.engines.deepspeed.keepers import Compact, Keeper, expand
+from planner.engines.deepspeed.muon import kept_updates, orthogonalises
 from planner.engines.deepspeed.optimizers import state_bytes, temporary_bytes
-from planner.engines.deepspeed.partition import Group, Owners, Partition, Run, runs
+from planner.engines.deepspeed.partition import Group, Owners, Partition, Run, runs, sum_runs
 from planner.engines.deepspeed.releases import overflow_check_bytes
 from planner.engines.deepspeed.strategy import Setup
 from planner.engines.elements import FP32_BYTES
@@ -109,12 +110,16 @@ def _group_step(setup: Setup, layout: Partition, keeper: Keeper, index: int) -> 
         before: tuple[Change, ...] = ()
         after = tuple((Term.OWNED_GRADIENTS, -own, owners) for own, owners in keeper.storage(index))
     else:
-        before, after = _flatten(group, keeper.storage(index), kept_bytes(setup))
+        storage = keeper.storage(index)
+        if orthogonalises(setup, group):
+            storage = sum_runs([run for run in (storage, kept_updates(setup, group)) if run])
+        before, after = _flatten(group, storage, kept_bytes(setup))
+    written = orthogonalises(setup, group)
     return GroupStep(
         before=before,
         after=after,
-        states=state_bytes(training, size),
-        temporaries=temporary_bytes(training, [size]),
+        states=0 if written else state_bytes(training, size),
+        temporaries=0 if written else temporary_bytes(training, [size]),
     )
 
 

@@ -25,6 +25,7 @@ from planner.engines.deepspeed.zero3_init import (
     partition_model,
     register_hooks,
 )
+from planner.engines.deepspeed.zero3_muon import Exchange, MuonStep
 from planner.engines.deepspeed.zero3_notes import zero3_notes
 from planner.engines.deepspeed.zero3_offload import (
     device_sub_groups,
@@ -34,6 +35,7 @@ from planner.engines.deepspeed.zero3_offload import (
 )
 from planner.engines.deepspeed.zero3_partition import Partitions, partitions, secondary_degree
 from planner.engines.deepspeed.zero3_step import Step
+from planner.engines.elements import FP32_BYTES
 from planner.memory.terms import Term
 from planner.memory.timeline import Timeline
 from planner.spec.deepspeed import Zero
@@ -221,7 +223,19 @@ def zero_three(setup: Setup, *, reduce_scatter_clones: bool = False) -> ZeroThre
             offloads=offloads_optimizer(setup),
             training=setup.training,
             sizes=sizes_,
+            muon=_muon(setup, layout, sizes_, flattens=not reduce_scatter_clones),
         ),
+    )
+
+
+def _muon(setup: Setup, layout: Partitions, sizes_: Sizes, *, flattens: bool) -> MuonStep:
+    return MuonStep(
+        pieces=layout.pieces,
+        sub_groups=tuple(group for group in layout.sub_groups if group.orthogonalised),
+        bucket_numel=setup.deepspeed.zero_optimization.reduce_bucket_size,
+        dtype="fp32" if sizes_.communication == FP32_BYTES else setup.training.precision,
+        exchange=Exchange(degree=setup.layout.zero_degree, element_bytes=sizes_.communication),
+        flattens=flattens,
     )
 
 

@@ -51,6 +51,9 @@ def make_master_weights(
         timeline.add(Term.INIT_COPIES, converted)
         timeline.add(Term.INIT_COPIES, -before)
         timeline.add(Term.MASTER_WEIGHTS, size)
+        if group.orthogonalised:
+            # Muon's momentum (1066-1079).
+            timeline.add(Term.OPTIMIZER_STATES, group.numel * sizes.communication)
         before = converted
     timeline.add(Term.INIT_COPIES, -before)
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from planner.engines.deepspeed.partition import halves
 from planner.engines.deepspeed.strategy import Setup
 from planner.units import ceil_div
 
@@ -27,6 +28,8 @@ class Piece(NamedTuple):
     """Autograd keeps the parameter for the backward pass; biases are only added."""
     viewed: bool
     """What autograd keeps is a view, and with it the storage."""
+    matrix: tuple[int, ...] = ()
+    """Shape of the whole, of a matrix outside embeddings and head."""
 
     @property
     def padded_numel(self) -> int:
@@ -40,6 +43,8 @@ class SubGroup(NamedTuple):
     parameters: tuple[int, ...]
     numel: int
     """Of all partitions that a rank holds."""
+    orthogonalised: bool = False
+    """Muon's matrices."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +110,7 @@ def _pieces(setup: Setup) -> tuple[Piece, ...]:
                 persistent=index in persistent,
                 saved=not parameter.name.endswith("bias"),
                 viewed=index in setup.viewed_parameters,
+                matrix=parameter.matrix,
             )
         )
     return tuple(pieces)
@@ -125,17 +131,19 @@ def _persistent(setup: Setup) -> set[int]:
 def _sub_groups(setup: Setup, pieces: tuple[Piece, ...]) -> Iterator[SubGroup]:
     """Parameter groups, cut where they reach ``sub_group_size`` (stage3.py:1210-1233)."""
     limit = setup.deepspeed.zero_optimization.sub_group_size
+    muon = setup.training.optimizer == "muon"
     for members in _groups(setup):
         held: list[int] = []
+        matrices = muon and bool(pieces[members[0]].matrix)
         size = 0
         for index in members:
             held.append(index)
             size += pieces[index].partition_numel
             if size >= limit:
-                yield SubGroup(tuple(held), size)
+                yield SubGroup(tuple(held), size, matrices)
                 held, size = [], 0
         if held:
-            yield SubGroup(tuple(held), size)
+            yield SubGroup(tuple(held), size, matrices)
 
 
 def _groups(setup: Setup) -> Iterator[list[int]]:
@@ -148,6 +156,10 @@ def _groups(setup: Setup) -> Iterator[list[int]]:
             [i for i in everything if parameters[i].ndim > 1],
             [i for i in everything if parameters[i].ndim <= 1],
         ]
+    if setup.training.optimizer == "muon":
+        ordered = not setup.zero_init
+        split = (half for whole in wholes for half in halves(parameters, whole, ordered=ordered))
+        wholes = [half for half in split if half]
     for whole in wholes:
         kinds = dict.fromkeys(parameters[i].expert for i in whole)
         for expert in kinds:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from planner.engines.deepspeed.dtypes import NORM_BYTES, Sizes
 from planner.engines.deepspeed.optimizers import state_bytes, temporary_bytes
+from planner.engines.deepspeed.zero3_muon import MuonStep
 from planner.engines.deepspeed.zero3_partition import Partitions, SubGroup
 from planner.engines.elements import FP32_BYTES
 from planner.memory.terms import Term
@@ -26,6 +27,7 @@ class Step:
     its fp32 gradient there from the start."""
     training: Training
     sizes: Sizes
+    muon: MuonStep
     has_states: bool = False
     """The first step creates the optimizer's states."""
 
@@ -38,7 +40,7 @@ class Step:
         self.has_states = True
 
     def _check(self, timeline: Timeline) -> None:
-        """Overflow over the whole gradient buffer (3009-3014), then norms by sub-group.
+        """Overflow over the whole gradient buffer (3009-3014), Muon, then norms by sub-group.
 
         ``isinf`` takes absolute values first: aten/src/ATen/native/TensorCompare.cpp of torch.
         """
@@ -46,15 +48,17 @@ class Step:
             numel = self.layout.numel
             timeline.spike(Term.STEP_COPIES, numel * (self.sizes.accumulation + 1))
             timeline.spike(Term.STEP_COPIES, numel)
+        self.muon.run(timeline)
         for group in self.layout.sub_groups:
             timeline.spike(Term.STEP_COPIES, norm_bytes(self.layout, group))
 
     def _update(self, timeline: Timeline, group: SubGroup) -> None:
         """Gradient to fp32, the optimizer's own step, master to partition (2910-2927)."""
         gradient = self._make_gradient(timeline, group)
-        if not self.has_states:
-            timeline.add(Term.OPTIMIZER_STATES, state_bytes(self.training, group.numel))
-        timeline.spike(Term.STEP_COPIES, temporary_bytes(self.training, [group.numel]))
+        if not group.orthogonalised:
+            if not self.has_states:
+                timeline.add(Term.OPTIMIZER_STATES, state_bytes(self.training, group.numel))
+            timeline.spike(Term.STEP_COPIES, temporary_bytes(self.training, [group.numel]))
         timeline.add(Term.STEP_COPIES, -gradient)
 
     def _make_gradient(self, timeline: Timeline, group: SubGroup) -> int:

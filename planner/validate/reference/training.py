@@ -22,7 +22,7 @@ from planner.validate.reference.staged import staged
 from planner.validate.reference.whole import Transformer
 from planner.validate.train import Phase
 from planner.validate.train.loop import Loop
-from planner.validate.train.optimizer import make_optimizer, parameter_groups
+from planner.validate.train.optimizer import parameter_groups, start
 from planner.validate.train.pipeline import take_step
 from planner.validate.train.settings import dtype_of, offloads_optimizer, settings
 
@@ -54,14 +54,8 @@ class Reference:
             model = self._model(setting)
         groups = _expert_groups(parameter_groups(model.parameters(), setting.training))
         grid = _grid(setting) if layout.pp == 1 and layout.tp > 1 else None
-        engine, *_ = deepspeed.initialize(
-            model=model,
-            optimizer=make_optimizer(
-                groups, setting.training, on_host=offloads_optimizer(self.spec)
-            ),
-            config=written,
-            mpu=grid,
-        )
+        on_host = offloads_optimizer(self.spec)
+        engine = start(model, groups, setting.training, on_host=on_host, config=written, mpu=grid)
         _configure_checkpoints(setting)
         self._prepare(setting, engine)
         return engine

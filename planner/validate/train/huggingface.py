@@ -21,7 +21,7 @@ from planner.model.load import load_model, read_configuration
 from planner.spec.load import Spec
 from planner.validate.train import Phase
 from planner.validate.train.loop import Loop
-from planner.validate.train.optimizer import make_optimizer, parameter_groups
+from planner.validate.train.optimizer import parameter_groups, start
 from planner.validate.train.settings import dtype_of, offloads_optimizer, settings
 
 NOT_READ = {"auto_map", "quantization_config", "torch_dtype", "dtype", "transformers_version"}
@@ -63,8 +63,8 @@ class HuggingFace:
         if training.recompute == "full":
             model.gradient_checkpointing_enable()
         groups = parameter_groups(model.parameters(), training)
-        optimizer = make_optimizer(groups, training, on_host=offloads_optimizer(self.spec))
-        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=keys)
+        on_host = offloads_optimizer(self.spec)
+        engine = start(model, groups, training, on_host=on_host, config=keys)
         self._loop = Loop(
             micro_steps=self.spec.micro_steps,
             keep_output=training.keep_logits,

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import deepspeed
 import torch
 from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
 from deepspeed.ops.lion import FusedLion
 
 from planner.errors import LaunchError
 from planner.spec.training import Training
+from planner.validate.replaced import replaced
 
 LEARNING_RATE = 1e-4
 KERNELS: dict[str, dict[str, bool]] = {
@@ -25,7 +27,7 @@ class FusedAdamOnCpu(FusedAdam):
     allocates: ops/adam/fused_adam.py:149-157.
     """
 
-    def __init__(self, params: Any) -> None:
+    def __init__(self, params: Any, **_: Any) -> None:
         torch.optim.Optimizer.__init__(self, params, {"lr": LEARNING_RATE, "weight_decay": 0.0})
 
     def step(self, closure: Callable[[], Any] | None = None, **_: Any) -> None:
@@ -101,6 +103,26 @@ def parameter_groups(parameters: Iterable[Any], training: Training) -> list[dict
     return [group for group in groups if group["params"]]
 
 
+def start(
+    model: Any,
+    groups: Iterable[dict[str, Any]],
+    training: Training,
+    *,
+    on_host: bool = False,
+    **others: Any,
+) -> Any:
+    """The engine of ``deepspeed.initialize`` around the model and the planned optimizer.
+
+    Muon is the engine's to make, since it tags what is a matrix (deepspeed/__init__.py:357).
+    """
+    if training.optimizer == "muon":
+        own = replaced(deepspeed.ops.adam, FusedAdam=_device_adam())
+        with own:
+            return deepspeed.initialize(model=model, model_parameters=list(groups), **others)[0]
+    optimizer = make_optimizer(groups, training, on_host=on_host)
+    return deepspeed.initialize(model=model, optimizer=optimizer, **others)[0]
+
+
 def make_optimizer(
     groups: Iterable[dict[str, Any]], training: Training, *, on_host: bool = False
 ) -> Any:
@@ -146,3 +168,9 @@ def _fused(groups: list[dict[str, Any]], *, on_host: bool) -> Any:
     if device == "cuda":
         return FusedAdam(groups, lr=LEARNING_RATE)
     return FusedAdamOnCpu(groups)
+
+
+def _device_adam() -> Any:
+    from deepspeed.accelerator import get_accelerator
+
+    return FusedAdam if get_accelerator().device_name() == "cuda" else FusedAdamOnCpu

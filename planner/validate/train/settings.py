@@ -26,6 +26,8 @@ def settings(spec: Spec, *, hidden_size: int) -> dict[str, Any]:
     )
     if "fp16" in written:
         written["fp16"] = {**written["fp16"], "initial_scale_power": FIRST_SCALE_POWER}
+    if spec.training.optimizer == "muon":
+        written["optimizer"] = {"type": "Muon", "params": {}}
     return written | {
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
