@@ -58,7 +58,7 @@ class StageRun(NamedTuple):
 
 def run_stage(run: Run, stage: Stage) -> StageRun:
     """Initialise, take the first step, then one as all later ones: ``init``, ``first_*``, rest."""
-    setup = _setup(run, stage)
+    setup = setup_of(run, stage)
     strategy = _strategy(setup, run)
     tapes = stage_tapes(
         tuple(layer.placed.layer for layer in stage.layers),
@@ -117,7 +117,8 @@ def _entry(run: Run, stage: Stage, setup: Setup) -> Entry:
     )
 
 
-def _setup(run: Run, stage: Stage) -> Setup:
+def setup_of(run: Run, stage: Stage) -> Setup:
+    """What a stage's strategy is built from."""
     return Setup(
         parameters=registered_parameters(stage),
         layout=run.layout,

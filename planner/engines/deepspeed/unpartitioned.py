@@ -174,7 +174,7 @@ def unpartitioned(setup: Setup) -> Unpartitioned:
     experts = [p.numel for p in setup.parameters if p.expert]
     return Unpartitioned(
         setup=setup,
-        master=_master(setup),
+        master=master_kind(setup),
         groups=tuple(
             tuple(setup.parameters[i].numel for i in group) for group in parameter_groups(setup)
         ),
@@ -185,7 +185,7 @@ def unpartitioned(setup: Setup) -> Unpartitioned:
     )
 
 
-def _master(setup: Setup) -> str:
+def master_kind(setup: Setup) -> str:
     training = setup.training
     if training.precision == "fp32":
         return "none"

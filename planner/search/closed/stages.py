@@ -1,0 +1,106 @@
+"""The stages of a layout as arrays, and how high one micro-batch goes on each.
+
+Arrays are (stages, columns); what is the same for all columns is (stages, 1).
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from planner.engines.deepspeed.stage import Run
+from planner.engines.deepspeed.strategy import Setup
+from planner.search.closed.cut import Layers
+from planner.search.closed.profile import Ints
+from planner.search.closed.state import State
+
+
+class Moment(NamedTuple):
+    """A kind of point in a step, and how high it is."""
+
+    name: str
+    peak_bytes: Ints
+    activation_bytes: Ints
+    """Of these, what belongs to micro-batches."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stages:
+    """The stages of one layout as arrays."""
+
+    run: Run
+    setup: Setup
+    """Of any of the stages."""
+    parts: tuple[range, ...]
+    layers: Layers
+    states: tuple[State, ...]
+    gradients: Ints
+    """(layers): bytes of the gradients of each layer's weights."""
+    workspaces: Ints
+    """(stages, 1)"""
+    tokens: Ints
+    """(columns): of a micro-batch on one rank."""
+    micro_steps: Ints
+    """(columns)"""
+
+    @property
+    def gathers_at_the_end(self) -> bool:
+        """Whole gradients stay until the last micro-batch is through."""
+        return self.run.layout.zero_stage < 2  # noqa: PLR2004 - stage 2 reduces each as it comes
+
+    def column(self, name: str) -> Ints:
+        """A number of every stage's state."""
+        return np.asarray([getattr(state, name) for state in self.states])[:, None]
+
+
+class Passes(NamedTuple):
+    """Highest points of one micro-batch on each stage, above all that is not its own."""
+
+    saved: Ints
+    """When the forward pass is over."""
+    forward: Ints
+    backward: Ints
+    """Gradients of weights do not stay."""
+    early: Ints
+    """Backward, before the first of them."""
+    collecting: Ints
+    """After that, gradients of weights staying."""
+
+
+def passes_of(stages: Stages) -> Passes:
+    """Layer by layer, then the highest of each stage."""
+    layers = stages.layers
+    starts, ends = _bounds(stages)
+    reached = np.cumsum(layers.forward_net, axis=0)
+    begun = reached - layers.forward_net
+    origin = begun[starts]
+    at = reached + later(layers.net, starts, ends)
+    staying = at + later(stages.gradients[:, None], starts, ends)
+
+    def highest(values: Ints) -> Ints:
+        return np.maximum.reduceat(values, starts, axis=0) - origin
+
+    last = ends - 1
+    collecting = staying + layers.collecting_top
+    collecting[last] = staying[last] + layers.collecting_late_top[last]
+    return Passes(
+        saved=reached[last] - origin,
+        forward=highest(begun + layers.forward_top),
+        backward=highest(at + layers.backward_top),
+        early=(at + layers.early_top)[last] - origin,
+        collecting=highest(collecting),
+    )
+
+
+def _bounds(stages: Stages) -> tuple[Ints, Ints]:
+    """First layer of each stage, and the one after its last."""
+    starts = np.asarray([part.start for part in stages.parts])
+    return starts, np.asarray([part.stop for part in stages.parts])
+
+
+def later(values: Ints, starts: Ints, ends: Ints) -> Ints:
+    """For each layer the sum over the layers after it on its stage."""
+    running = np.cumsum(values, axis=0)
+    total = np.repeat(running[ends - 1], ends - starts, axis=0)
+    after: Ints = total - running
+    return after
