@@ -55,7 +55,7 @@ def plan(
 @commands.add("search")
 def search(
     file: File,
-    top: Annotated[int, Told("So many layouts are shown.", least=1)] = 10,
+    top: Annotated[int, Told("So many of those that fit are shown.", least=1)] = 10,
     as_json: AsJson = False,
 ) -> None:
     """The layouts that fit, best first, and why the others do not; exit code 1 if none fits.
@@ -69,11 +69,11 @@ def search(
     from planner.search.search import search
     from planner.spec.load import load
 
-    answer = search(load(file), clock=perf_counter)
+    answer = search(load(file), top=top, clock=perf_counter)
     if as_json:
         _print_json(document(answer))
     else:
-        _print(render, answer, top=top)
+        _print(render, answer)
     if not answer.ranked:
         raise SystemExit(DOES_NOT_FIT)
 
@@ -296,7 +296,7 @@ def _settled(spec: Any) -> Any:
 
     from planner.search.search import search
 
-    chosen = search(spec, clock=perf_counter).best
+    chosen = search(spec, top=1, clock=perf_counter).best
     print(f"the search chose {chosen}", file=sys.stderr)
     return chosen.applied(spec)
 

@@ -100,6 +100,18 @@ def beyond(
     )
 
 
+def most_allocated(device: Device, *, num_groups: int, all_to_all_peers: int = 0) -> int:
+    """Most bytes that may be allocated so that `beyond` stays within the device.
+
+    Below zero if the process alone is too much.
+    """
+    if device.architecture == "cpu":
+        return device.memory_bytes
+    outside = _outside(device, num_groups, all_to_all_peers).estimate
+    segments = (device.memory_bytes - outside) // SEGMENT_BYTES * SEGMENT_BYTES
+    return ((segments + 1) * 1000 - 1) // (1000 + constants()["exhausted_per_mille"].estimate)
+
+
 def _same(allocated_bytes: int) -> Beyond:
     """Take device and reserved bytes as the allocated ones: a CPU has neither."""
     return Beyond(

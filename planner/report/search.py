@@ -20,7 +20,7 @@ def document(answer: Answer) -> dict[str, Any]:
         "model": answer.model.name,
         "num_devices": answer.spec.cluster.num_devices,
         "num_layouts": answer.num_layouts,
-        "num_fitting": len(answer.ranked),
+        "num_fitting": answer.num_fitting,
         "seconds": answer.seconds,
         "layouts": [_layout(ranked) for ranked in answer.ranked],
         "refused": dict(answer.misfits),
@@ -45,20 +45,20 @@ def _layout(ranked: Ranked) -> dict[str, Any]:
     }
 
 
-def render(answer: Answer, *, width: int, top: int) -> RenderableType:
+def render(answer: Answer, *, width: int) -> RenderableType:
     """Heading, one line a layout, and why the others do not fit."""
     del width
     cluster = answer.spec.cluster
     parts: list[RenderableType] = [
         Text(
             f"{answer.model.name} on {cluster.num_devices} x {cluster.device.name} "
-            f"({show_gib(cluster.device.memory_bytes)} GiB each): {len(answer.ranked):,} of "
+            f"({show_gib(cluster.device.memory_bytes)} GiB each): {answer.num_fitting:,} of "
             f"{answer.num_layouts:,} layouts fit"
         ),
         Text(),
     ]
     if answer.ranked:
-        parts += [_table(answer.ranked[:top]), Text()]
+        parts += [_table(answer.ranked), Text()]
     parts += [Text(f"{count:>7,} do not fit: {why}") for why, count in answer.misfits.items()]
     return Group(*parts)
 

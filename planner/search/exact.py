@@ -4,9 +4,12 @@ from typing import NamedTuple
 
 from planner.memory.terms import Term
 from planner.model.description import Model
-from planner.plan import Plan, RankPlan, make_plan
+from planner.plan import Plan, make_plan
 from planner.search.candidate import Candidate
 from planner.spec.load import Spec
+
+OF_MICRO_BATCHES = (Term.ACTIVATIONS, Term.LOGITS, Term.TRANSIENT, Term.PIPELINE_BUFFERS)
+"""Terms that grow with the micro-batch."""
 
 
 class Held(NamedTuple):
@@ -25,8 +28,8 @@ class Held(NamedTuple):
     """Of the rank that keeps most there."""
     host_capacity_bytes: int | None
     """Of a rank's share of its node; None: not told."""
-    largest: Term
-    """Of the terms at the peak."""
+    activation_bytes: int
+    """Of the peak, what belongs to micro-batches."""
 
     @property
     def headroom_bytes(self) -> int:
@@ -66,10 +69,5 @@ def held(plan: Plan, candidate: Candidate) -> Held:
         capacity_bytes=plan.capacity_bytes,
         host_bytes=max(rank.host_bytes for rank in plan.ranks),
         host_capacity_bytes=memory and memory // cluster.devices_per_node,
-        largest=_largest(worst),
+        activation_bytes=sum(worst.peak.terms.get(term, 0) for term in OF_MICRO_BATCHES),
     )
-
-
-def _largest(rank: RankPlan) -> Term:
-    terms = rank.peak.terms
-    return max(terms, key=lambda term: terms[term])

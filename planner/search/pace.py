@@ -1,37 +1,64 @@
-"""Seconds of a step by the arithmetic alone: what ranks layouts until links are counted too."""
+"""How long a step of every layout takes: `planner.timing` for the rows of a table."""
 
-from functools import lru_cache
+from typing import Any
 
-from planner.model.counts import num_active
+import numpy as np
+from numpy.typing import NDArray
+
 from planner.model.description import Model
-from planner.search.candidate import Candidate
+from planner.search.closed.profile import Ints
+from planner.search.table import Table
 from planner.spec.load import Spec
+from planner.timing.shapes import Setting, Shapes
+from planner.timing.step import step_time
 
-PASSES = {"none": 3, "selective": 3, "full": 4}
-"""Forward passes that a step is worth: the backward pass is two of them."""
-
-
-def step_seconds(spec: Spec, model: Model, candidate: Candidate) -> float:
-    """Matrix products at the device's peak, stretched by the pipeline's bubble.
-
-    ``2 P`` flops a token and forward pass (Kaplan et al. 2020, arXiv:2001.08361, section 2.1);
-    ``(p - 1) / m`` of the time is lost with p stages and m micro-batches (arXiv:2104.04473,
-    section 2.2.1).
-    """
-    layout, made = candidate.layout, candidate.applied(spec)
-    tokens = step_tokens(spec, candidate)
-    flops = 2 * _active(model) * tokens * PASSES[candidate.recompute]
-    rate = spec.cluster.device.bf16_flops_per_second * layout.num_devices
-    return flops / rate * (1 + (layout.pp - 1) / made.micro_steps)
+Floats = NDArray[np.float64]
 
 
-def step_tokens(spec: Spec, candidate: Candidate) -> int:
-    """Of one optimizer step over all devices."""
-    replicas = candidate.micro_batch_size * candidate.layout.dp
-    sequences = spec.training.global_batch_size or replicas
-    return sequences * spec.training.sequence_length
+def step_seconds(spec: Spec, model: Model, table: Table) -> Floats:
+    """Seconds of one optimizer step, row by row."""
+    setting = Setting(
+        model=model, cluster=spec.cluster, training=spec.training, deepspeed=spec.deepspeed
+    )
+    return np.asarray(step_time(setting, _shapes(spec, table)).seconds)
 
 
-@lru_cache(maxsize=16)
-def _active(model: Model) -> int:
-    return num_active(model)
+def _shapes(spec: Spec, table: Table) -> Shapes:
+    """The table's layouts as their step time depends on them."""
+    families = table.families
+
+    def each(values: list[Any]) -> Any:
+        return np.asarray(values)[table.family]
+
+    degrees = {
+        name: each([getattr(family.layout, name) for family in families])
+        for name in ("dp", "tp", "pp", "ep", "sp", "zero_stage")
+    }
+    return Shapes(
+        **degrees,
+        micro_batch_size=table.micro_batch,
+        micro_batches=micro_steps(spec, table),
+        recomputed_share=each([float(family.recompute == "full") for family in families]),
+        recomputes_core=each([family.recompute == "selective" for family in families]),
+        offloads_optimizer=each([family.offload != "none" for family in families]),
+        offloads_parameters=each([family.offload == "all" for family in families]),
+    )
+
+
+def micro_steps(spec: Spec, table: Table) -> Ints:
+    """Micro-batches of a step on each rank, row by row."""
+    whole = spec.training.global_batch_size
+    sizes = table.micro_batch
+    return np.ones_like(sizes) if whole is None else whole // (sizes * _replicas(table))
+
+
+def step_tokens(spec: Spec, table: Table) -> Ints:
+    """Of one optimizer step over all devices, row by row."""
+    whole = spec.training.global_batch_size
+    sequences = table.micro_batch * _replicas(table)
+    length = spec.training.sequence_length
+    return sequences * length if whole is None else np.full_like(sequences, whole * length)
+
+
+def _replicas(table: Table) -> Ints:
+    return np.asarray([family.layout.dp for family in table.families])[table.family]

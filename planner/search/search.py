@@ -4,21 +4,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from planner.errors import LayoutError, RefusedError
 from planner.model.description import Model
 from planner.plan import named_model, told
 from planner.search.candidate import Candidate
 from planner.search.exact import Held, hold
 from planner.search.misfits import count_misfits
-from planner.search.pace import step_seconds, step_tokens
+from planner.search.pace import Floats, step_seconds, step_tokens
 from planner.search.space import Space, make_space
+from planner.search.table import Table, make_table
 from planner.spec.load import Spec
 
 Clock = Callable[[], float]
 
 
 class Ranked(NamedTuple):
-    """A layout that fits, with its speed."""
+    """A layout that fits, walked exactly, with its speed."""
 
     held: Held
     step_seconds: float
@@ -31,24 +34,36 @@ class Answer:
 
     spec: Spec
     model: Model
-    num_layouts: int
-    """Legal ones."""
+    table: Table
+    seconds_of_step: Floats
+    """Of each row of the table."""
     ranked: tuple[Ranked, ...]
-    """Those that fit, best first."""
+    """The best of those that fit, best first."""
     misfits: Mapping[str, int]
     """How many do not fit for each reason, most frequent first."""
-    nearest: Held
-    """The one that leaves most room, or lacks least."""
     seconds: float
 
     @property
+    def num_layouts(self) -> int:
+        """Legal ones."""
+        return len(self.table.family)
+
+    @property
+    def num_fitting(self) -> int:
+        """Of them."""
+        return int(self.table.fits.sum())
+
+    @property
     def best(self) -> Candidate:
-        """The fastest that fits; what comes nearest, if none does."""
-        return (self.ranked[0].held if self.ranked else self.nearest).candidate
+        """The fastest that fits; what lacks least, if none does."""
+        if self.ranked:
+            return self.ranked[0].held.candidate
+        lacking = self.table.allocated_bytes - self.table.most_bytes
+        return self.table.candidate(int(np.lexsort((lacking, self.table.host_over_bytes))[0]))
 
 
-def search(spec: Spec, *, clock: Clock) -> Answer:
-    """Walk every legal layout of a file.
+def search(spec: Spec, *, top: int, clock: Clock) -> Answer:
+    """Go through every legal layout of a file, and walk the ``top`` best of those that fit.
 
     Raises:
         RefusedError: the engine refuses whatever the file leaves open; its reasons.
@@ -57,18 +72,29 @@ def search(spec: Spec, *, clock: Clock) -> Answer:
     """
     start = clock()
     model = named_model(spec)
-    space = _something(spec, make_space(spec, model))
-    walked = [hold(spec, model, candidate) for candidate in space.candidates()]
-    ranked = [_ranked(spec, model, held) for held in walked if held.fits]
+    table = make_table(spec, model, _something(spec, make_space(spec, model)))
+    seconds = step_seconds(spec, model, table)
+    speeds = step_tokens(spec, table) / seconds
+    ranked = []
+    for row in _best_first(table, speeds)[:top]:
+        held = hold(spec, model, table.candidate(row))
+        ranked.append(Ranked(held, float(seconds[row]), float(speeds[row])))
     return Answer(
         spec=spec,
         model=model,
-        num_layouts=len(walked),
-        ranked=tuple(sorted(ranked, key=_best_first)),
-        misfits=count_misfits([held for held in walked if not held.fits]),
-        nearest=min(walked, key=lambda held: (held.host_over_bytes, held.device_bytes)),
+        table=table,
+        seconds_of_step=seconds,
+        ranked=tuple(ranked),
+        misfits=count_misfits(table),
         seconds=clock() - start,
     )
+
+
+def _best_first(table: Table, speeds: Floats) -> list[int]:
+    """Rows that fit: the fastest first; of equal ones that with most room."""
+    rows = np.flatnonzero(table.fits)
+    order = np.lexsort((table.allocated_bytes[rows], -speeds[rows]))
+    return [int(row) for row in rows[order]]
 
 
 def _something(spec: Spec, space: Space) -> Space:
@@ -81,13 +107,3 @@ def _something(spec: Spec, space: Space) -> Space:
             f"{spec.cluster.num_devices} devices and divide the batch; allow more"
         )
     return space
-
-
-def _ranked(spec: Spec, model: Model, held: Held) -> Ranked:
-    seconds = step_seconds(spec, model, held.candidate)
-    return Ranked(held, seconds, step_tokens(spec, held.candidate) / seconds)
-
-
-def _best_first(ranked: Ranked) -> tuple[float, int]:
-    """The fastest; of equal ones that with most room."""
-    return -ranked.tokens_per_second, ranked.held.device_bytes

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.memory.beyond import Beyond, beyond, constants
+from planner.memory.beyond import Beyond, beyond, constants, most_allocated
 from planner.spec.devices import device
 from planner.units import GIB
 
@@ -128,3 +128,14 @@ def test_the_context_of_a_small_device_is_smaller() -> None:
         beyond(GIB, device=small, num_groups=0).device_bytes
         < beyond(GIB, device=large, num_groups=0).device_bytes
     )
+
+
+@given(
+    memory=st.integers(16 * GIB, 192 * GIB), num_groups=GROUPS, all_to_all_peers=st.integers(0, 7)
+)
+def test_one_byte_more_than_the_most_is_too_much(memory, num_groups, all_to_all_peers):
+    told = {"num_groups": num_groups, "all_to_all_peers": all_to_all_peers}
+    own = replace(device("h100-sxm-80gb"), memory_bytes=memory)
+    most = most_allocated(own, **told)
+    assert beyond(most, device=own, **told).device_bytes <= memory
+    assert beyond(most + 1, device=own, **told).device_bytes > memory

@@ -186,6 +186,7 @@ def unpartitioned(setup: Setup) -> Unpartitioned:
 
 
 def master_kind(setup: Setup) -> str:
+    """How the fp32 weights are kept: `Unpartitioned.master`."""
     training = setup.training
     if training.precision == "fp32":
         return "none"

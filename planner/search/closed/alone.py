@@ -8,7 +8,7 @@ import numpy as np
 from planner.engines.elements import SIZES, TOKEN_BYTES
 from planner.search.closed.cut import Layers
 from planner.search.closed.profile import Ints, Profile
-from planner.search.closed.stages import Moment, Passes, Stages, later, passes_of
+from planner.search.closed.stages import Moment, Passes, Stages, later
 from planner.search.closed.state import copy_bytes, groups_of
 
 
@@ -25,7 +25,7 @@ class Flush(NamedTuple):
 
 def alone(stages: Stages) -> Iterator[Moment]:
     """Without a pipeline: the training loop holds the batch, and the last output until the next."""
-    passes, column = passes_of(stages), stages.column
+    passes, column = stages.passes, stages.column
     many = stages.micro_steps > 1
     base = column("resident") + stages.workspaces
     batch = 2 * TOKEN_BYTES * stages.tokens
@@ -69,14 +69,19 @@ def reduced_at_once(stages: Stages) -> Iterator[tuple[bool, int, Ints]]:
     tops[-1] = at[-1] + layers.late_top[-1]
     limit = run.deepspeed.zero_optimization.reduce_bucket_size
     made = list(flushes(layers.profiles[0], limit, SIZES[run.training.precision]))
-    parts = [group.part for group in groups_of(stages.setup)]
+    groups = groups_of(stages.contents[0], run.layout)
+    part = max(group.part for group in groups)
     first = made[0]
     before, after = _divided(layers, first)
-    yield False, 0, np.maximum(before + at[first.layer], tops[first.layer + 1 :].max(axis=0, initial=0))
+    yield (
+        False,
+        0,
+        np.maximum(before + at[first.layer], tops[first.layer + 1 :].max(axis=0, initial=0)),
+    )
     yield True, 0, np.maximum(after + at[first.layer], tops[: first.layer].max(axis=0, initial=0))
     for number, flush in enumerate(made):
         own = (each[flush.layer].gradients[flush.mark].beside for each in layers.profiles)
-        added = flush.alive_bytes + copy_bytes(stages.setup, flush.numel, parts)
+        added = flush.alive_bytes + copy_bytes(stages.setup, flush.numel, part)
         yield number > 0, added, at[flush.layer] + np.concatenate(list(own))
 
 

@@ -54,7 +54,9 @@ class Layers:
 
 def make_layers(run: Run, local: Sequence[LocalLayer], columns: Columns) -> Layers:
     """Profile every different layer of a model, once for each recomputation."""
-    profiles = [_profiles(_with(run, recompute), local, columns) for recompute in columns.recomputes]
+    profiles = [
+        _profiles(_with(run, recompute), local, columns) for recompute in columns.recomputes
+    ]
 
     def side_by_side(name: str) -> Ints:
         return np.concatenate(
@@ -121,7 +123,7 @@ def _pass(run: Run, own: LocalLayer, tied: bool, boundary: bool, size: int) -> P
 
 
 def _gradient_bytes(run: Run, own: LocalLayer, stem: LocalLayer, index: int) -> int:
-    """Of a parameter as marks count: beyond the layer's own, experts one by one, or a tied weight."""
+    """Of a parameter as marks count: after the layer's own, experts one by one or a tied weight."""
     element = SIZES[run.training.precision]
     if index < len(own.places):
         return element * sum(own.parameters[place].numel for place in own.places[index])

@@ -1,62 +1,152 @@
-"""Peaks of all micro-batches of a layout, every stage checked."""
+"""Peaks of many layouts of one model, every stage checked."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
-from planner.activations.programs.keeping import checkpoints_by_function
-from planner.engines.deepspeed.releases import accumulates_bf16_in_fp32
 from planner.engines.deepspeed.stage import Run, multiplies, setup_of
+from planner.engines.deepspeed.strategy import Setup
 from planner.layout.cut import stages as cut_stages
 from planner.layout.stage import Stage
+from planner.model.description import Model
 from planner.plan import make_run
+from planner.search.candidate import Candidate
 from planner.search.closed.alone import alone
 from planner.search.closed.cut import Columns, Layers, make_layers
 from planner.search.closed.pipeline import piped
 from planner.search.closed.profile import Ints
-from planner.search.closed.stages import Moment, Stages
-from planner.search.closed.state import State, make_state
-from planner.search.candidate import with_offload
+from planner.search.closed.stages import Moment, Passes, Stages, passes_of
+from planner.search.closed.state import Content, make_content, make_state
 from planner.spec.devices import handle_workspace_bytes
 from planner.spec.layout import Layout
 from planner.spec.load import Spec
 from planner.spec.search import Offload
 
 
-class Estimate(NamedTuple):
-    """Of one layout: (columns), at the stage that needs most."""
+class Peaks(NamedTuple):
+    """The highest point of each column of one layout."""
 
     allocated_bytes: Ints
     stage: Ints
-    moment: tuple[str, ...]
-    """Names that `where` refers to."""
-    where: Ints
+    """Which stage needs most."""
+    activation_bytes: Ints
+    """What of it belongs to micro-batches."""
+    host_bytes: int
 
 
-def estimate(run: Run, held: Sequence[Stage], layers: Layers, columns: Columns, micro_steps: Ints) -> Estimate:
-    setups = [setup_of(run, stage) for stage in held]
-    states = tuple(make_state(setup) for setup in setups)
-    bounds = np.cumsum([0, *(len(stage.layers) for stage in held)])
-    gradients = np.asarray([profile.gradient_bytes for profile in layers.profiles[0]])
-    made = Stages(
-        run=run,
-        setup=setups[0],
-        parts=tuple(range(a, b) for a, b in zip(bounds[:-1], bounds[1:])),
-        layers=layers,
-        states=states,
-        gradients=gradients,
-        workspaces=np.asarray(
-            [2 * handle_workspace_bytes(run.device) * multiplies(stage) for stage in held]
-        )[:, None],
-        tokens=columns.micro_batches * run.training.sequence_length // run.layout.sp,
-        micro_steps=micro_steps,
+class Divided(NamedTuple):
+    """A model cut for one pipeline, and one micro-batch's passes through it."""
+
+    parts: tuple[range, ...]
+    layers: Layers
+    passes: Passes
+    workspaces: Ints
+    contents: tuple[Content, ...]
+    """Of different stages."""
+    place: tuple[int, ...]
+    """Which of them each stage has."""
+
+
+class Estimator:
+    """Peaks of one model's layouts; what layouts share is computed once."""
+
+    def __init__(self, spec: Spec, model: Model, columns: Columns) -> None:
+        self.spec, self.model, self.columns = spec, model, columns
+        self._layers: dict[tuple[int, ...], Layers] = {}
+        self._divided: dict[tuple[int, ...], Divided] = {}
+
+    def peaks(self, layout: Layout, offload: Offload) -> Peaks:
+        """Every recomputation and micro-batch of a layout, whether it is legal or not."""
+        first = Candidate(layout, 1, self.columns.recomputes[0], offload)
+        run = make_run(first.applied(self.spec), self.model)
+        divided = self._divide(run)
+        setup = _setup(run)
+        states = [make_state(setup, content) for content in divided.contents]
+        made = Stages(
+            run=run,
+            setup=setup,
+            contents=divided.contents,
+            parts=divided.parts,
+            layers=divided.layers,
+            passes=divided.passes,
+            states=tuple(states[place] for place in divided.place),
+            workspaces=divided.workspaces,
+            tokens=self.columns.micro_batches * run.training.sequence_length // layout.sp,
+            micro_steps=self._micro_steps(layout),
+        )
+        found = piped(made) if layout.pp > 1 else alone(made)
+        return _highest(list(found), made)
+
+    def _micro_steps(self, layout: Layout) -> Ints:
+        """Of each column; 1 where it does not divide."""
+        whole = self.spec.training.global_batch_size
+        sizes = self.columns.micro_batches
+        return np.ones_like(sizes) if whole is None else np.maximum(1, whole // (sizes * layout.dp))
+
+    def _divide(self, run: Run) -> Divided:
+        layout = run.layout
+        key = (layout.tp, layout.sp, layout.ep, layout.pp)
+        if key not in self._divided:
+            self._divided[key] = self._new_division(run)
+        return self._divided[key]
+
+    def _new_division(self, run: Run) -> Divided:
+        held = cut_stages(run.model, run.layout, run.training, run.deepspeed)
+        bounds = np.cumsum([0, *(len(stage.layers) for stage in held)])
+        parts = tuple(range(*pair) for pair in pairwise(bounds.tolist()))
+        layers = self._profiled(run, held)
+        gradients = np.asarray([profile.gradient_bytes for profile in layers.profiles[0]])
+        workspace = 2 * handle_workspace_bytes(run.device)
+        workspaces = np.asarray([[workspace * multiplies(stage)] for stage in held])
+        passes = passes_of(layers, parts, gradients)
+        contents, place = _contents(run, held)
+        return Divided(parts, layers, passes, workspaces, contents, place)
+
+    def _profiled(self, run: Run, held: Sequence[Stage]) -> Layers:
+        """Pipelines of any depth have the same layers, but for a tied head's copy."""
+        layout = run.layout
+        copies = self.model.tied and layout.pp > 1
+        key = (layout.tp, layout.sp, layout.ep, layout.pp if copies else layout.pp > 1)
+        if key not in self._layers:
+            local = [layer for stage in held for layer in stage.layers]
+            self._layers[key] = make_layers(run, local, self.columns)
+        return self._layers[key]
+
+
+def _contents(run: Run, held: Sequence[Stage]) -> tuple[tuple[Content, ...], tuple[int, ...]]:
+    """Stages of the same layers have the same content."""
+    keys = [tuple(id(layer.parameters) for layer in stage.layers) for stage in held]
+    different = list(dict.fromkeys(keys))
+    first = [held[keys.index(key)] for key in different]
+    contents = tuple(make_content(setup_of(run, stage)) for stage in first)
+    return contents, tuple(different.index(key) for key in keys)
+
+
+def _setup(run: Run) -> Setup:
+    """What is the same for all stages and micro-batches."""
+    return Setup(
+        parameters=(),
+        layout=run.layout,
+        training=run.training,
+        deepspeed=run.deepspeed,
+        micro_steps=run.micro_steps,
+        capacity_bytes=run.device.memory_bytes,
     )
-    all_moments = list(piped(made) if run.layout.pp > 1 else alone(made))
-    peaks = np.stack([np.broadcast_to(m.peak_bytes, (len(held), len(micro_steps))) for m in all_moments])
-    which = peaks.argmax(axis=0)
-    highest = peaks.max(axis=0)
-    stage = highest.argmax(axis=0)
-    pick = np.arange(highest.shape[1])
-    return Estimate(highest[stage, pick], stage, tuple(m.name for m in all_moments), which[stage, pick])
+
+
+def _highest(found: Sequence[Moment], stages: Stages) -> Peaks:
+    """The highest moment of the stage that needs most, column by column."""
+    shape = (len(stages.parts), len(stages.micro_steps))
+    peaks = np.stack([np.broadcast_to(each.peak_bytes, shape) for each in found])
+    own = np.stack([np.broadcast_to(each.activation_bytes, shape) for each in found])
+    flat = peaks.reshape(-1, shape[1])
+    place = flat.argmax(axis=0)
+    column = np.arange(shape[1])
+    return Peaks(
+        allocated_bytes=flat[place, column],
+        stage=place % shape[0],
+        activation_bytes=own.reshape(-1, shape[1])[place, column],
+        host_bytes=max(state.host_bytes for state in stages.states),
+    )

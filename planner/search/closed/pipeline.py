@@ -10,8 +10,11 @@ import numpy as np
 
 from planner.engines.deepspeed.boundary import boundary
 from planner.engines.elements import TOKEN_BYTES
-from planner.search.closed.profile import Ints
-from planner.search.closed.stages import Moment, Passes, Stages, passes_of
+from planner.search.closed.profile import Bools, Ints
+from planner.search.closed.stages import Moment, Stages
+
+TOKENS_AND_LABELS = 4
+"""Slots with ids at the end stages, a new batch included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,91 +22,63 @@ class Line:
     """A layout's stages, one after the other."""
 
     stages: Stages
-    passes: Passes
-    index: Ints
-    """(stages, 1)"""
+    leads: Bools
+    """(stages, 1): a stage comes after."""
+    follows: Bools
     depth: Ints
     """Most micro-batches in flight."""
-    repeats: Ints
+    repeats: Bools
     """Whether a forward pass comes with as many in flight after gradients have come."""
     whole: Ints
     """(columns): hidden states as one layer hands them on."""
-    sent: Ints
-    """(columns): what of them is sent."""
     cuts_activation: bool
-    cuts_gradient: bool
-
-    @property
-    def follows(self) -> Ints:
-        """A stage comes before."""
-        return self.index > 0
-
-    @property
-    def leads(self) -> Ints:
-        """A stage comes after."""
-        return self.index < len(self.index) - 1
-
-    @property
-    def received(self) -> Ints:
-        """Receive buffers: one of each kind, which are cut and whole tensors."""
-        differs = self.cuts_activation != self.cuts_gradient
-        activation = self.sent if self.cuts_activation else self.whole
-        gradient = self.sent if self.cuts_gradient else self.whole
-        second = self.leads * (differs | ~self.follows)
-        return self.follows * activation + second * gradient
-
-    @property
-    def entering(self) -> Ints:
-        """What a micro-batch holds of the stage's input; the layers' own account begins after it.
-
-        Whole in the slot, and copied for the layers; of a cut one the slot's is what they get, and
-        stays with the slot whatever they do.
-        """
-        tokens = 2 * TOKEN_BYTES * self.stages.tokens
-        kept = self.unsaved if self.cuts_activation else 1
-        return np.where(self.follows, self.whole * (1 + kept), tokens)
-
-    @property
-    def unsaved(self) -> Ints:
-        """1 where the first layer does not save its input."""
-        first = [part.start for part in self.stages.parts]
-        return self.stages.layers.unsaved[first]
-
-    @property
-    def leaving(self) -> Ints:
-        """What sending a cut output frees of it."""
-        return self.leads * (self.whole - self.sent) if self.cuts_activation else 0 * self.depth
+    received: Ints
+    """Receive buffers: one for cut and one for whole tensors, if there are any."""
+    entering: Ints
+    """What a micro-batch holds of the stage's input; the layers' own account begins after it."""
+    held: Ints
+    """The layers' own input, which the engine's variable keeps through the forward pass."""
+    leaving: Ints
+    """What sending a cut output frees of it."""
+    returning: Ints
+    """What a backward pass has besides: the gradient received, gathered, and the output's."""
 
     @property
     def done(self) -> Ints:
         """What a micro-batch holds between its forward and its backward pass."""
-        return self.entering + self.passes.saved - self.leaving
-
-    @property
-    def returning(self) -> Ints:
-        """What a backward pass has besides: the gradient received, gathered, and the output's."""
-        if self.cuts_gradient:
-            return self.leads * 3 * self.whole
-        return self.leads * self.whole + self.leaving
+        return self.entering + self.stages.passes.saved - self.leaving
 
 
 def line(stages: Stages) -> Line:
-    """Arrange the stages of a pipeline."""
-    layout, deepspeed = stages.run.layout, stages.run.deepspeed
-    numbers = boundary(layout, deepspeed, 0)
-    whole = stages.layers.hidden
+    """Arrange the stages of a pipeline.
+
+    An input is whole in its slot, and copied for the layers; of a cut one the slot's is what the
+    layers get, and stays with the slot whatever they do.
+    """
+    layout, whole = stages.run.layout, stages.layers.hidden
+    numbers = boundary(layout, stages.run.deepspeed, 0)
     index = np.arange(layout.pp)[:, None]
+    leads, follows = index < layout.pp - 1, index > 0
     cut = whole // layout.tp + numbers.sent_bytes("activation")
+    activation = cut if numbers.cut_activation else whole
+    gradient = cut if numbers.cut_gradient else whole
+    second = (numbers.cut_activation != numbers.cut_gradient) | ~follows
+    unsaved = stages.layers.unsaved[[part.start for part in stages.parts]]
+    copied = unsaved if numbers.cut_activation else 1
+    leaving = leads * (whole - activation)
     return Line(
         stages=stages,
-        passes=passes_of(stages),
-        index=index,
+        leads=leads,
+        follows=follows,
         depth=np.minimum(layout.pp - index, stages.micro_steps),
         repeats=stages.micro_steps > layout.pp - index,
         whole=whole,
-        sent=cut if numbers.cut_activation or numbers.cut_gradient else whole,
         cuts_activation=numbers.cut_activation,
-        cuts_gradient=numbers.cut_gradient,
+        received=follows * activation + leads * second * gradient,
+        entering=np.where(follows, whole * (1 + copied), TOKEN_BYTES * stages.tokens),
+        held=(not numbers.cut_activation) * follows * unsaved * whole,
+        leaving=leaving,
+        returning=leads * 3 * whole if numbers.cut_gradient else leads * whole + leaving,
     )
 
 
@@ -111,7 +86,8 @@ def piped(stages: Stages) -> Iterator[Moment]:
     """Every moment that may be a stage's highest."""
     made = line(stages)
     column = stages.column
-    base = column("resident") + stages.workspaces + made.received
+    ids = TOKENS_AND_LABELS * TOKEN_BYTES * stages.tokens
+    base = column("resident") + stages.workspaces + made.received + ids
     gradients = column("gradients") + column("buffers")
     rest = _after_last(made)
     yield Moment("init", column("init_top") + 0 * rest, 0 * rest)
@@ -124,10 +100,9 @@ def piped(stages: Stages) -> Iterator[Moment]:
 def _forward(made: Line, base: Ints, gradients: Ints) -> Iterator[Moment]:
     """The last micro-batch that comes before a backward pass."""
     others = (made.depth - 1) * made.done
-    held = 0 if made.cuts_activation else made.follows * made.unsaved * made.whole
     gathering = made.follows * made.cuts_activation * 4 * made.whole
-    entering = made.entering + held
-    own = np.maximum(entering + made.passes.forward, gathering)
+    entering = made.entering + made.held
+    own = np.maximum(entering + made.stages.passes.forward, gathering)
     own = _with_outputs(made, own, entering)
     yield Moment("forward", base + others + own + made.repeats * gradients, others + own)
 
@@ -147,7 +122,7 @@ def _with_outputs(made: Line, own: Ints, entering: Ints) -> Ints:
 
 
 def _backward(made: Line, base: Ints) -> Iterator[Moment]:
-    column, passes = made.stages.column, made.passes
+    column, passes = made.stages.column, made.stages.passes
     others = (made.depth - 1) * made.done + _beside_backward(made)
     own = made.entering - made.leaving + made.returning
     first = others + own + np.maximum(passes.early, passes.collecting + column("buffers"))
@@ -173,5 +148,4 @@ def _after_last(made: Line) -> Ints:
     """What slots hold when all micro-batches are through."""
     slots = 1 + (made.stages.micro_steps > 1)
     outputs = (made.stages.layers.held + 2 * made.whole) * slots
-    tokens = 2 * TOKEN_BYTES * made.stages.tokens * slots
-    return np.where(made.leads, 0, outputs) + tokens
+    return np.where(made.leads, 0, outputs)

@@ -7,7 +7,7 @@ runs tell all; but Ulysses copies less of a single sequence, which is then a run
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from planner.activations.run import Pass
 from planner.activations.tape import Mark
 
 Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 
 Event = int | Mark
 
@@ -76,12 +77,14 @@ def make_profile(
     if len(one.machine.sizes) == len(two.machine.sizes):
         return _profile(one, two, sizes - 1, gradient_bytes)
     many = _profile(two, run(3), sizes[sizes > 1] - 2, gradient_bytes)
-    return many if sizes[0] > 1 else _joined(_profile(one, one, sizes[:1] - 1, gradient_bytes), many)
+    return (
+        many if sizes[0] > 1 else _joined(_profile(one, one, sizes[:1] - 1, gradient_bytes), many)
+    )
 
 
 def _joined(left: Profile, right: Profile) -> Profile:
     """The sizes of both, one after the other."""
-    merged = {
+    merged: dict[str, Any] = {
         each.name: np.concatenate([getattr(left, each.name), getattr(right, each.name)])
         for each in fields(Profile)
         if isinstance(getattr(left, each.name), np.ndarray)
@@ -97,14 +100,13 @@ def _joined(left: Profile, right: Profile) -> Profile:
     return replace(left, **merged, gradients=gradients)
 
 
-def _profile(
-    one: Pass, two: Pass, more: Ints, gradient_bytes: Callable[[int], int]
-) -> Profile:
+def _profile(one: Pass, two: Pass, more: Ints, gradient_bytes: Callable[[int], int]) -> Profile:
     """From two passes, the second of one sequence more, those with ``more`` than the first."""
 
     def affine(first: Ints | int, second: Ints | int) -> Ints:
         base, slope = np.asarray(first), np.asarray(second) - np.asarray(first)
-        return base[..., None] + slope[..., None] * more
+        line: Ints = base[..., None] + slope[..., None] * more
+        return line
 
     forward = affine(_running(one.forward, one), _running(two.forward, two))
     backward = affine(_running(one.backward, one), _running(two.backward, two))

@@ -3,6 +3,7 @@
 Arrays are (stages, columns); what is the same for all columns is (stages, 1).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from planner.engines.deepspeed.stage import Run
 from planner.engines.deepspeed.strategy import Setup
 from planner.search.closed.cut import Layers
 from planner.search.closed.profile import Ints
-from planner.search.closed.state import State
+from planner.search.closed.state import Content, State
 
 
 class Moment(NamedTuple):
@@ -24,18 +25,32 @@ class Moment(NamedTuple):
     """Of these, what belongs to micro-batches."""
 
 
+class Passes(NamedTuple):
+    """Highest points of one micro-batch on each stage, above all that is not its own."""
+
+    saved: Ints
+    """When the forward pass is over."""
+    forward: Ints
+    backward: Ints
+    """Gradients of weights do not stay."""
+    early: Ints
+    """Backward, before the first of them."""
+    collecting: Ints
+    """After that, gradients of weights staying."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stages:
     """The stages of one layout as arrays."""
 
     run: Run
     setup: Setup
-    """Of any of the stages."""
+    """Of all stages, without their parameters."""
+    contents: tuple[Content, ...]
     parts: tuple[range, ...]
     layers: Layers
+    passes: Passes
     states: tuple[State, ...]
-    gradients: Ints
-    """(layers): bytes of the gradients of each layer's weights."""
     workspaces: Ints
     """(stages, 1)"""
     tokens: Ints
@@ -53,32 +68,19 @@ class Stages:
         return np.asarray([getattr(state, name) for state in self.states])[:, None]
 
 
-class Passes(NamedTuple):
-    """Highest points of one micro-batch on each stage, above all that is not its own."""
-
-    saved: Ints
-    """When the forward pass is over."""
-    forward: Ints
-    backward: Ints
-    """Gradients of weights do not stay."""
-    early: Ints
-    """Backward, before the first of them."""
-    collecting: Ints
-    """After that, gradients of weights staying."""
-
-
-def passes_of(stages: Stages) -> Passes:
-    """Layer by layer, then the highest of each stage."""
-    layers = stages.layers
-    starts, ends = _bounds(stages)
+def passes_of(layers: Layers, parts: Sequence[range], gradients: Ints) -> Passes:
+    """Layer by layer, then the highest of each stage; ``gradients``: bytes of each layer's."""
+    starts = np.asarray([part.start for part in parts])
+    ends = np.asarray([part.stop for part in parts])
     reached = np.cumsum(layers.forward_net, axis=0)
     begun = reached - layers.forward_net
     origin = begun[starts]
     at = reached + later(layers.net, starts, ends)
-    staying = at + later(stages.gradients[:, None], starts, ends)
+    staying = at + later(gradients[:, None], starts, ends)
 
     def highest(values: Ints) -> Ints:
-        return np.maximum.reduceat(values, starts, axis=0) - origin
+        top: Ints = np.maximum.reduceat(values, starts, axis=0) - origin
+        return top
 
     last = ends - 1
     collecting = staying + layers.collecting_top
@@ -90,12 +92,6 @@ def passes_of(stages: Stages) -> Passes:
         early=(at + layers.early_top)[last] - origin,
         collecting=highest(collecting),
     )
-
-
-def _bounds(stages: Stages) -> tuple[Ints, Ints]:
-    """First layer of each stage, and the one after its last."""
-    starts = np.asarray([part.start for part in stages.parts])
-    return starts, np.asarray([part.stop for part in stages.parts])
 
 
 def later(values: Ints, starts: Ints, ends: Ints) -> Ints:

@@ -6,6 +6,7 @@ worst of them.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from planner.engines.deepspeed.allreduce import allreduce_bytes
 from planner.engines.deepspeed.bf16_optimizer import uses_bf16_optimizer
 from planner.engines.deepspeed.dtypes import NORM_BYTES, Sizes, sizes
-from planner.engines.deepspeed.offload import gradient_buffer_bytes, offloads
+from planner.engines.deepspeed.offload import offloads
 from planner.engines.deepspeed.optimizers import state_bytes, temporary_bytes
 from planner.engines.deepspeed.partition import ALIGNMENT, parameter_groups
 from planner.engines.deepspeed.releases import (
@@ -26,6 +27,7 @@ from planner.engines.deepspeed.strategy import Setup
 from planner.engines.deepspeed.unpartitioned import master_kind
 from planner.engines.elements import FP32_BYTES
 from planner.search.closed.profile import Ints
+from planner.spec.layout import Layout
 from planner.units import round_up
 
 
@@ -52,68 +54,119 @@ class State(NamedTuple):
     host_bytes: int
 
 
-class Group(NamedTuple):
-    """A parameter group, flat."""
+class Members(NamedTuple):
+    """A parameter group of a stage before ranks share it; elements."""
 
-    numels: Ints
+    ends: Ints
+    """Where each parameter ends in the flat group."""
+    numel: int
+    largest: int
+    expert: bool
+
+
+class Content(NamedTuple):
+    """What a stage's optimizer gets; the same for whatever shares it."""
+
+    members: tuple[Members, ...]
+    kinds: tuple[tuple[int, ...], tuple[int, ...]]
+    """Elements of the parameters that all ranks have, and of experts."""
+    buckets: tuple[tuple[int, int], ...]
+    """Elements of all and of the largest parameter that are reduced together at a step's end."""
+
+    @property
+    def numel(self) -> int:
+        """Elements of all."""
+        return sum(each.numel for each in self.members)
+
+    @property
+    def largest(self) -> int:
+        """Elements of the largest parameter."""
+        return max(each.largest for each in self.members)
+
+
+def make_content(setup: Setup) -> Content:
+    """Parameters by group, and the buckets in which they come in the optimizer's order."""
+    parameters = setup.parameters
+    grouped = list(parameter_groups(setup))
+    groups = [np.asarray([parameters[i].numel for i in own], dtype=np.int64) for own in grouped]
+    ordered = np.concatenate(groups)
+    limit = setup.deepspeed.zero_optimization.reduce_bucket_size
+    return Content(
+        members=tuple(
+            Members(np.cumsum(own), int(own.sum()), int(own.max()), parameters[at[0]].expert)
+            for own, at in zip(groups, grouped, strict=True)
+        ),
+        kinds=(
+            tuple(p.numel for p in parameters if not p.expert),
+            tuple(p.numel for p in parameters if p.expert),
+        ),
+        buckets=tuple(
+            (int(ordered[start:stop].sum()), int(ordered[start:stop].max()))
+            for start, stop in _buckets(ordered, limit)
+        ),
+    )
+
+
+def _buckets(numels: Ints, limit: int) -> Iterator[tuple[int, int]]:
+    """Ranges of parameters that are reduced together: as many as the bucket holds, or one."""
+    ends = np.cumsum(numels)
+    start = 0
+    while start < len(numels):
+        before = ends[start] - numels[start]
+        stop = max(start + 1, int(np.searchsorted(ends, before + limit, side="right")))
+        yield start, stop
+        start = stop
+
+
+class Group(NamedTuple):
+    """A parameter group as ranks share it; elements."""
+
+    members: Members
+    padded: int
+    part: int
+    """Of one rank."""
     degree: int
     """Ranks that share its state."""
     scale: int
     """Neighbouring ranks of the stage that have the same partition."""
 
-    @property
-    def numel(self) -> int:
-        """Elements without padding."""
-        return int(self.numels.sum())
-
-    @property
-    def padded(self) -> int:
-        """Elements with padding."""
-        return round_up(self.numel, ALIGNMENT * self.degree)
-
-    @property
-    def part(self) -> int:
-        """Elements of one rank."""
-        return self.padded // self.degree
-
     def touched(self) -> Ints:
         """Elements of the parameters of which each rank of the stage owns some, counted whole."""
-        ends = np.cumsum(self.numels)
-        starts = ends - self.numels
+        bounds = np.concatenate([[0], self.members.ends])
         first = np.arange(self.degree) * self.part
-        lowest = np.searchsorted(ends, first, side="right")
-        highest = np.searchsorted(starts, first + self.part, side="left")
-        cumulated = np.concatenate([[0], ends])
-        held = np.maximum(0, cumulated[highest] - cumulated[np.minimum(lowest, highest)])
+        lowest = np.searchsorted(bounds[1:], first, side="right")
+        highest = np.searchsorted(bounds[:-1], first + self.part, side="left")
+        held = np.maximum(0, bounds[highest] - bounds[np.minimum(lowest, highest)])
         return np.repeat(held, self.scale)
 
 
-def groups_of(setup: Setup) -> list[Group]:
-    """The parameter groups of a stage's optimizer."""
-    layout = setup.layout
+def groups_of(content: Content, layout: Layout) -> list[Group]:
+    """The parameter groups of a stage as a layout shares them."""
     made = []
-    for members in parameter_groups(setup):
-        expert = setup.parameters[members[0]].expert
-        degree = layout.expert_zero_degree if expert else layout.zero_degree
-        numels = np.asarray([setup.parameters[i].numel for i in members], dtype=np.int64)
-        made.append(Group(numels, degree, layout.zero_degree // degree))
+    for members in content.members:
+        degree = layout.expert_zero_degree if members.expert else layout.zero_degree
+        padded = round_up(members.numel, ALIGNMENT * degree)
+        scale = layout.zero_degree // degree
+        made.append(Group(members, padded, padded // degree, degree, scale))
     return made
 
 
-def make_state(setup: Setup) -> State:
-    """Numbers of a stage below ZeRO-3, for the optimizer that DeepSpeed would choose."""
+def make_state(setup: Setup, content: Content) -> State:
+    """Numbers of a stage below ZeRO-3, for the optimizer that DeepSpeed would choose.
+
+    ``setup``: without its parameters, which are in ``content``.
+    """
     if uses_bf16_optimizer(setup.training, setup.layout, setup.deepspeed):
-        return _bf16(setup)
-    return _partitioned(setup) if setup.layout.zero_stage else _whole(setup)
+        return _bf16(setup, content)
+    return _partitioned(setup, content) if setup.layout.zero_stage else _whole(setup, content)
 
 
-def _whole(setup: Setup) -> State:
+def _whole(setup: Setup, content: Content) -> State:
     """Stage 0: see `engines.deepspeed.unpartitioned`."""
     size, kind = sizes(setup), master_kind(setup)
-    numels = [p.numel for p in setup.parameters]
-    total, largest = sum(numels), max(numels)
+    total, largest = content.numel, content.largest
     master = 0 if kind == "none" else FP32_BYTES * total
-    tensors = [total] if kind == "flat" else numels
+    tensors = [total] if kind == "flat" else [n for own in content.kinds for n in own]
     states = sum(state_bytes(setup.training, numel) for numel in tensors)
     temporaries = temporary_bytes(setup.training, tensors)
     gradients, resident = size.model * total, size.model * total + master + states
@@ -131,71 +184,65 @@ def _whole(setup: Setup) -> State:
         buffers=0,
         owned=0,
         hook_top=0,
-        reduce_top=gradients + _allreduce(setup, numels, size),
+        reduce_top=gradients + _allreduce(content.kinds, size.model, size.communication),
         step_top=gradients + casts[kind],
         host_bytes=0,
     )
 
 
-def _bf16(setup: Setup) -> State:
+def _bf16(setup: Setup, content: Content) -> State:
     """`BF16_Optimizer`: see `engines.deepspeed.bf16_optimizer`."""
-    size, groups = sizes(setup), groups_of(setup)
+    size, groups = sizes(setup), groups_of(content, setup.layout)
     padded, parts = sum(g.padded for g in groups), sum(g.part for g in groups)
-    largest = max(p.numel for p in setup.parameters)
+    largest = content.largest
     weights, master = size.model * padded, FP32_BYTES * parts
     flat = size.accumulation * padded
+    flat_kinds = tuple(
+        tuple(group.padded for group in groups if group.members.expert == expert)
+        for expert in (False, True)
+    )
     states = sum(state_bytes(setup.training, group.part) for group in groups)
     temporaries = max(temporary_bytes(setup.training, [group.part]) for group in groups)
-    gradients = size.model * sum(p.numel for p in setup.parameters)
+    gradients = size.model * content.numel
     casts = 0 if size.accumulation == FP32_BYTES else FP32_BYTES * parts
     differs = size.accumulation != size.model
     return State(
         resident=weights + master + flat + states,
         init_top=max(2 * weights, weights + master + flat) + size.model * parts,
         gradients=gradients,
-        kept_always=setup.layout.zero_stage == 0
-        and leaves_bf16_gradients(setup.deepspeed.version),
+        kept_always=setup.layout.zero_stage == 0 and leaves_bf16_gradients(setup.deepspeed.version),
         buffers=0,
         owned=0,
         hook_top=largest * size.accumulation if differs else 0,
-        reduce_top=gradients + _allreduce_flat(setup, groups, size),
+        reduce_top=gradients + _allreduce(flat_kinds, size.accumulation, size.communication),
         step_top=gradients + max(casts + temporaries, bool(casts) * FP32_BYTES * largest),
         host_bytes=0,
     )
 
 
-def _allreduce(setup: Setup, numels: Sequence[int], size: Sizes) -> int:
-    """Copies while gradients are all-reduced one kind after the other."""
-    kinds = [
-        [n for n, p in zip(numels, setup.parameters, strict=True) if p.expert == expert]
-        for expert in (False, True)
-    ]
-    return max(allreduce_bytes(kind, size.model, size.communication) for kind in kinds)
+@lru_cache(maxsize=4096)
+def _allreduce(kinds: tuple[tuple[int, ...], ...], element: int, communication: int) -> int:
+    """Copies while gradients are all-reduced, one kind after the other."""
+    return max(allreduce_bytes(kind, element, communication) for kind in kinds)
 
 
-def _allreduce_flat(setup: Setup, groups: Sequence[Group], size: Sizes) -> int:
-    """The same of flat groups; the experts' come last."""
-    dense = setup.layout.zero_degree
-    kinds = [[g.padded for g in groups if (g.degree == dense) == kind] for kind in (True, False)]
-    return max(allreduce_bytes(kind, size.accumulation, size.communication) for kind in kinds)
-
-
-def _partitioned(setup: Setup) -> State:
+def _partitioned(setup: Setup, content: Content) -> State:
     """Stages 1 and 2: see `engines.deepspeed.zero12_optimizer`."""
-    size, groups, offload = sizes(setup), groups_of(setup), offloads(setup)
-    whole = size.model * sum(group.numel for group in groups)
+    size, offload = sizes(setup), offloads(setup)
+    groups = groups_of(content, setup.layout)
+    whole = size.model * content.numel
     weights = size.model * sum(group.padded for group in groups)
     parts = [group.part for group in groups]
     states = sum(state_bytes(setup.training, part) for part in parts)
-    buffer = gradient_buffer_bytes(setup)
-    held = sum(group.touched() for group in groups)
+    buffer = size.model * content.largest
+    held = np.sum([group.touched() for group in groups], axis=0)
     owned = 0 if offload else size.model * int(held.max())
     zero = setup.deepspeed.zero_optimization
     bucket = zero.reduce_bucket_size * size.model
     gradients = whole if setup.layout.zero_stage == 1 else 0
     return State(
         resident=weights + (buffer if offload else FP32_BYTES * sum(parts) + states),
-        init_top=_init_top(setup, groups, size, whole=whole),
+        init_top=_init_top(setup, groups, whole=whole, buffer=buffer if offload else 0),
         gradients=gradients,
         kept_always=False,
         buffers=bucket,
@@ -206,7 +253,7 @@ def _partitioned(setup: Setup) -> State:
             max(
                 (
                     gradients - size.model * flush.moved + flush.copy_bytes + flush.owned_bytes
-                    for flush in reduction(setup, groups, held, offload=offload)
+                    for flush in _reduction(setup, content, groups, held)
                 ),
                 default=0,
             ),
@@ -218,30 +265,29 @@ def _partitioned(setup: Setup) -> State:
     )
 
 
-def _init_top(setup: Setup, groups: Sequence[Group], size: Sizes, *, whole: int) -> int:
+def _init_top(setup: Setup, groups: Sequence[Group], *, whole: int, buffer: int) -> int:
     """Flatten, clone the master partition, make gradients once: see `zero12_init`."""
+    element, fp32 = sizes(setup).model, 0 if offloads(setup) else FP32_BYTES
+    on_device = flattens_on_device(setup.deepspeed.version)
     used = top = whole
     for group in groups:
-        flat, part = group.padded * size.model, group.part * size.model
-        on_device = flattens_on_device(setup.deepspeed.version)
+        flat, padding = group.padded * element, (group.padded - group.members.numel) * element
         if on_device and setup.capacity_bytes - used >= flat:
-            top = max(top, used + flat + flat - group.numel * size.model)
-        used += flat - group.numel * size.model
-        top = max(top, used + part + FP32_BYTES * group.part)
-        if not offloads(setup):
-            used += FP32_BYTES * group.part
-    zeros = 0 if offloads(setup) else FP32_BYTES * sum(group.part for group in groups)
-    return max(top, used + zeros, used + gradient_buffer_bytes(setup) * offloads(setup))
+            top = max(top, used + flat + padding)
+        used += padding
+        top = max(top, used + (element + fp32) * group.part)
+        used += fp32 * group.part
+    return max(top, used + buffer + fp32 * sum(group.part for group in groups))
 
 
 def _step(setup: Setup, groups: Sequence[Group], size: Sizes) -> int:
     """Beside what is owned: norms and checks, flat gradients, casts, the optimizer's own."""
     check = max(NORM_BYTES, overflow_check_bytes(setup))
     cast = 0 if size.model == FP32_BYTES else FP32_BYTES
-    padding = size.model * sum(group.padded - group.numel for group in groups)
+    padding = size.model * sum(group.padded - group.members.numel for group in groups)
     return padding + max(
         max(
-            check * min(group.part, int(group.numels.max())),
+            check * min(group.part, group.members.largest),
             (size.model + cast) * group.part,
             cast * group.part + temporary_bytes(setup.training, [group.part]),
         )
@@ -249,9 +295,7 @@ def _step(setup: Setup, groups: Sequence[Group], size: Sizes) -> int:
     )
 
 
-def _on_host(
-    setup: Setup, parts: Sequence[int], held: Ints, size: Sizes, buffer: int
-) -> int:
+def _on_host(setup: Setup, parts: Sequence[int], held: Ints, size: Sizes, buffer: int) -> int:
     """As `offload.offload_host_bytes`, at the rank that keeps most there."""
     states = sum(state_bytes(setup.training, part, on_host=True) for part in parts)
     waits = setup.layout.zero_stage > 1 and setup.micro_steps > 1
@@ -269,39 +313,39 @@ class Flush(NamedTuple):
     """Of what has been reduced before, at the worst rank that has some."""
 
 
-def reduction(
-    setup: Setup, groups: Sequence[Group], held: Ints, *, offload: bool
+def _reduction(
+    setup: Setup, content: Content, groups: Sequence[Group], held: Ints
 ) -> Iterator[Flush]:
     """The buckets of stage 1's reduction, in the optimizer's order."""
-    size = sizes(setup)
+    element, offload = sizes(setup).model, offloads(setup)
     limit = setup.deepspeed.zero_optimization.reduce_bucket_size
-    numels = np.concatenate([group.numels for group in groups])
-    first = groups[0]
+    part = max(group.part for group in groups)
     moved = reduced = 0
-    for start, stop in buckets(numels, limit):
-        elements = int(numels[start:stop].sum())
-        oversized = elements > limit
-        moved += 0 if oversized else elements
-        copy = copy_bytes(setup, elements, [group.part for group in groups])
+    for elements, largest in content.buckets:
+        moved += 0 if elements > limit else elements
+        copy = copy_bytes(setup, elements, part)
         if offload:
-            copy = max(copy, *_checks(setup, numels[start:stop], first.part))
-        yield Flush(moved, copy, 0 if offload else size.model * _owned(held, first, reduced))
+            copy = max(copy, *_checks(setup, largest, groups[0].part))
+        owned = 0 if offload else element * _owned(held, groups[0], reduced)
+        yield Flush(moved, copy, owned)
         reduced += elements
 
 
-def _checks(setup: Setup, numels: Ints, part: int) -> Iterator[int]:
+def _checks(setup: Setup, largest: int, part: int) -> Iterator[int]:
     """Of what goes to the host: norm of a slice, check of a parameter, clone of a large one."""
-    largest = int(numels.max())
     yield NORM_BYTES * min(largest, part)
     yield offload_check_bytes(setup) * largest
     yield sizes(setup).model * largest
 
 
-def copy_bytes(setup: Setup, elements: int, parts: Sequence[int]) -> int:
-    """The flat copy of a bucket, and its cast: see `engines.deepspeed.reduction`."""
+def copy_bytes(setup: Setup, elements: int, part: int) -> int:
+    """The flat copy of a bucket, and its cast: see `engines.deepspeed.reduction`.
+
+    ``part``: elements of a rank's partition, of which one may come on top of a full copy.
+    """
     size = sizes(setup)
     limit = setup.deepspeed.zero_optimization.reduce_bucket_size
-    portion = min(elements, limit + max(parts))
+    portion = min(elements, limit + part)
     several = setup.layout.zero_degree > 1 and elements > 1
     flat = size.model if several else 0
     return portion * (flat + (size.communication if size.converts else 0))
@@ -311,16 +355,5 @@ def _owned(held: Ints, first: Group, reduced: int) -> int:
     """Most elements held by a rank that owns some of what has been reduced."""
     if not reduced:
         return 0
-    ranks = (min(reduced, first.numel) - 1) // first.part + 1
+    ranks = (min(reduced, first.members.numel) - 1) // first.part + 1
     return int(held[: ranks * first.scale].max())
-
-
-def buckets(numels: Ints, limit: int) -> Iterator[tuple[int, int]]:
-    """Ranges of parameters that are reduced together: as many as the bucket holds, or one."""
-    ends = np.cumsum(numels)
-    start = 0
-    while start < len(numels):
-        before = ends[start] - numels[start]
-        stop = max(start + 1, int(np.searchsorted(ends, before + limit, side="right")))
-        yield start, stop
-        start = stop

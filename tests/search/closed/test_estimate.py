@@ -1,0 +1,74 @@
+"""The closed form against exact walks: never below, and hardly above."""
+
+import pytest
+
+from planner.model.load import load_model
+from planner.plan import make_run
+from planner.search.closed.coverage import is_covered
+from planner.search.exact import hold
+from planner.search.space import Space, make_space
+from planner.search.table import make_table
+from tests.search.small import DENSE, SPARSE, searched
+
+ABOVE = 0.02
+"""Part of the exact peak."""
+
+TIED = {**DENSE, "tie_word_embeddings": True}
+SMALL_BUCKETS = {"zero_optimization": {"reduce_bucket_size": 3_000_000}}
+BEFORE_3 = {"zero_stage": [0, 1, 2]}
+CASES = {
+    "dense": searched(search=BEFORE_3),
+    "sparse": searched(SPARSE, search=BEFORE_3),
+    "tied": searched(TIED, search=BEFORE_3),
+    "megatron": searched(training={"implementation": "megatron"}, search=BEFORE_3),
+    "reference": searched(training={"implementation": "reference"}, search=BEFORE_3),
+    "moe-layer": searched(
+        SPARSE,
+        training={"implementation": "reference"},
+        deepspeed={"expert_engine": "moe"},
+        search=BEFORE_3,
+    ),
+    "offload": searched(search={"offload": ["none", "optimizer"], **BEFORE_3}),
+    "small-buckets": searched(deepspeed=SMALL_BUCKETS, search=BEFORE_3),
+    "two-groups": searched(
+        training={"parameter_groups": "weight_decay"}, deepspeed=SMALL_BUCKETS, search=BEFORE_3
+    ),
+    "fp16": searched(training={"precision": "fp16"}, search=BEFORE_3),
+    "fp32-foreach": searched(
+        training={"precision": "fp32", "optimizer_kernel": "foreach"}, search=BEFORE_3
+    ),
+    "8-bit": searched(training={"optimizer": "adamw_8bit"}, search=BEFORE_3),
+    "fused-loss": searched(training={"loss": "fused", "attention": "flash"}, search=BEFORE_3),
+    "whole-boundaries": searched(
+        deepspeed={"pipeline": {"grad_partitioned": False, "pipe_partitioned": False}},
+        search=BEFORE_3,
+    ),
+    "large": searched("llama-3-8b", devices=16, search=BEFORE_3),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_estimates_are_never_below_and_hardly_above(name):
+    spec = CASES[name]
+    model = load_model(spec.model, folder=spec.folder)
+    families = make_space(spec, model).families
+    table = make_table(spec, model, Space(families[:: len(families) // 7 + 1], ()))
+    for row in range(0, len(table.family), len(table.family) // 9 + 1):
+        candidate = table.candidate(row)
+        assert is_covered(make_run(candidate.applied(spec), model))
+        held = hold(spec, model, candidate)
+        exact, estimated = held.allocated_bytes, int(table.allocated_bytes[row])
+        assert exact <= estimated <= exact * (1 + ABOVE), candidate
+        assert held.fits or not table.fits[row]
+
+
+def test_a_layout_of_which_it_knows_nothing_is_walked():
+    spec = searched(
+        deepspeed={"zero_optimization": {"overlap_comm": True}}, search={"zero_stage": 2, "tp": 1}
+    )
+    model = load_model(spec.model, folder=spec.folder)
+    family = make_space(spec, model).families[0]
+    table = make_table(spec, model, Space((family,), ()))
+    largest = hold(spec, model, table.candidate(len(table.family) - 1))
+    assert not is_covered(make_run(largest.candidate.applied(spec), model))
+    assert int(table.allocated_bytes[-1]) == largest.allocated_bytes
