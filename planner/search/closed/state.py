@@ -316,19 +316,35 @@ class Flush(NamedTuple):
 def _reduction(
     setup: Setup, content: Content, groups: Sequence[Group], held: Ints
 ) -> Iterator[Flush]:
-    """The buckets of stage 1's reduction, in the optimizer's order."""
+    """The buckets of stage 1's reduction, in the optimizer's order.
+
+    Gradients beyond a bucket's size are given up by their owners at once, by others at the end.
+    """
     element, offload = sizes(setup).model, offloads(setup)
     limit = setup.deepspeed.zero_optimization.reduce_bucket_size
-    part = max(group.part for group in groups)
+    first, part = groups[0], max(group.part for group in groups)
+    kept = held.copy()
     moved = reduced = 0
     for elements, largest in content.buckets:
-        moved += 0 if elements > limit else elements
-        copy = copy_bytes(setup, elements, part)
+        inside = reduced + elements <= first.members.numel
+        oversized = elements > limit
+        moved += 0 if oversized else elements
+        copy = copy_bytes(
+            setup, elements, first.part if inside else part, reduced if inside else None
+        )
         if offload:
-            copy = max(copy, *_checks(setup, largest, groups[0].part))
-        owned = 0 if offload else element * _owned(held, groups[0], reduced)
-        yield Flush(moved, copy, owned)
-        reduced += elements
+            copy = max(copy, *_checks(setup, largest, first.part))
+        before, reduced = reduced, reduced + elements
+        yield Flush(moved, copy, 0 if offload else element * _owned(kept, first, before))
+        yield Flush(moved, 0, 0 if offload else element * _owned(kept, first, reduced))
+        if oversized and inside:
+            kept[_ranks(first, before, reduced)] -= elements
+
+
+def _ranks(group: Group, start: int, stop: int) -> slice:
+    """Ranks that own some of these elements of a flat group."""
+    last = (stop - 1) // group.part + 1
+    return slice(start // group.part * group.scale, last * group.scale)
 
 
 def _checks(setup: Setup, largest: int, part: int) -> Iterator[int]:
@@ -338,22 +354,42 @@ def _checks(setup: Setup, largest: int, part: int) -> Iterator[int]:
     yield sizes(setup).model * largest
 
 
-def copy_bytes(setup: Setup, elements: int, part: int) -> int:
+def copy_bytes(setup: Setup, elements: int, part: int, start: int | None = None) -> int:
     """The flat copy of a bucket, and its cast: see `engines.deepspeed.reduction`.
 
-    ``part``: elements of a rank's partition, of which one may come on top of a full copy.
+    ``part``: elements of a rank's partition; ``start``: where in the flat group the bucket is, if
+    that is known. A copy holds neighbouring slices until it is larger than a bucket.
     """
     size = sizes(setup)
     limit = setup.deepspeed.zero_optimization.reduce_bucket_size
-    portion = min(elements, limit + part)
-    several = setup.layout.zero_degree > 1 and elements > 1
-    flat = size.model if several else 0
-    return portion * (flat + (size.communication if size.converts else 0))
+    cast = size.communication if size.converts else 0
+    if start is None or elements > MANY_SLICES * part:
+        several = setup.layout.zero_degree > 1
+        return min(elements, limit + part) * (size.model * several + cast)
+    return max(
+        numel * (size.model * (slices > 1) + cast)
+        for numel, slices in _portions(start, start + elements, part, limit)
+    )
 
 
-def _owned(held: Ints, first: Group, reduced: int) -> int:
-    """Most elements held by a rank that owns some of what has been reduced."""
+MANY_SLICES = 16
+"""From here on copies are as large as they can be, or nearly so."""
+
+
+def _portions(start: int, stop: int, part: int, limit: int) -> Iterator[tuple[int, int]]:
+    """Elements of each copy, and how many ranks they go to."""
+    numel = slices = 0
+    while start < stop:
+        if numel > limit:
+            yield numel, slices
+            numel = slices = 0
+        end = min(stop, (start // part + 1) * part)
+        numel, slices, start = numel + end - start, slices + 1, end
+    yield numel, slices
+
+
+def _owned(kept: Ints, first: Group, reduced: int) -> int:
+    """Most elements kept by a rank that owns some of what has been reduced, or none."""
     if not reduced:
         return 0
-    ranks = (min(reduced, first.members.numel) - 1) // first.part + 1
-    return int(held[: ranks * first.scale].max())
+    return max(0, int(kept[_ranks(first, 0, min(reduced, first.members.numel))].max()))
