@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from planner.engines.deepspeed.stage import Run, multiplies, setup_of
+from planner.engines.deepspeed.stage import Run, setup_of
 from planner.engines.deepspeed.strategy import Setup
 from planner.layout.cut import stages as cut_stages
 from planner.layout.stage import Stage
@@ -99,7 +99,7 @@ class Estimator:
         layers = self._profiled(run, held)
         gradients = np.asarray([profile.gradient_bytes for profile in layers.profiles[0]])
         workspace = 2 * handle_workspace_bytes(run.device)
-        workspaces = np.asarray([[workspace * multiplies(stage)] for stage in held])
+        workspaces = np.asarray([[workspace * _multiplies(stage)] for stage in held])
         passes = passes_of(layers, parts, gradients)
         contents, place = _contents(run, held)
         return Divided(parts, layers, passes, workspaces, contents, place)
@@ -122,6 +122,11 @@ def _contents(run: Run, held: Sequence[Stage]) -> tuple[tuple[Content, ...], tup
     first = [held[keys.index(key)] for key in different]
     contents = tuple(make_content(setup_of(run, stage)) for stage in first)
     return contents, tuple(different.index(key) for key in keys)
+
+
+def _multiplies(stage: Stage) -> bool:
+    """Whether matrices are multiplied: a stage of an embedding alone never calls cuBLAS."""
+    return any(layer.placed.layer.kind in {"block", "head"} for layer in stage.layers)
 
 
 def _setup(run: Run) -> Setup:
