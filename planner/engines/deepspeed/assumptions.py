@@ -179,8 +179,8 @@ def _zero(training: Training, layout: Layout, deepspeed: DeepSpeed) -> Iterator[
     if training.optimizer == "muon":
         yield (
             "optimizer: Muon is DeepSpeed's own (optimizer: {type: Muon}), of matrices whose "
-            "names have neither embed nor lm_head; its iterations are counted as they are written, and "
-            "torch.compile, which DeepSpeed runs them under, is taken to need no more"
+            "names have neither embed nor lm_head; its iterations are counted as they are "
+            "written, and torch.compile, which DeepSpeed runs them under, is taken to need no more"
         )
     if zero.offload_param.device != "none" and not layout.partitions_weights:
         yield f"offload_param: DeepSpeed ignores it in ZeRO-{layout.zero_stage}"
