@@ -219,6 +219,7 @@ def rehearse(
     trace: Annotated[
         Path | None, Told("For pytorch.org/memory_viz: a pickle, or JSON if it ends in .json.")
     ] = None,
+    figure: Annotated[Path | None, Told("A picture of it, .svg or .png; needs matplotlib.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """The real engine as some ranks of the layout, without memory; exit code 1 if it differs."""
@@ -226,11 +227,12 @@ def rehearse(
 
     from planner.memory.allocator.settings import read_settings
     from planner.rehearse.run import document, rehearse
-    from planner.report.rehearsal import render
+    from planner.report.rehearsal import draw_timelines, render
     from planner.spec.load import load
 
     spec = load(file)
     logs = Path(mkdtemp(prefix="planner-rehearsal-"))
+    drawn = None if figure is None else logs / "drawn.json"
     with _progress() as progress:
         made = rehearse(
             spec,
@@ -239,8 +241,10 @@ def rehearse(
             logs=logs,
             progress=progress,
             settings=read_settings(allocator),
-            trace=trace,
+            traces=[path for path in (trace, drawn) if path],
         )
+    if figure is not None and drawn is not None:
+        draw_timelines(made, drawn, figure)
     if as_json:
         _print_json(document(made))
     else:

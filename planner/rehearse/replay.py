@@ -17,16 +17,19 @@ class Modelled:
     settings: Settings = DEFAULTS
     capacity_bytes: int | None = None
     """What the device has for it; None: as much as it wants."""
-    snapshot: Path | None = None
+    snapshots: tuple[Path, ...] = ()
     """Where what it did goes, for PyTorch's memory viewer."""
     many: bool = False
-    """Each rank has a file of its own, with its number in the name."""
+    """Each rank has files of its own, with its number in the name."""
 
-    def snapshot_of(self, rank: int) -> Path:
-        """The file of a rank."""
-        assert self.snapshot is not None
-        stem = f"{self.snapshot.stem}-rank{rank}" if self.many else self.snapshot.stem
-        return self.snapshot.with_stem(stem)
+    def snapshots_of(self, rank: int) -> tuple[Path, ...]:
+        """The files of a rank."""
+        return tuple(of_rank(path, rank, many=self.many) for path in self.snapshots)
+
+
+def of_rank(path: Path, rank: int, *, many: bool) -> Path:
+    """The file of a rank, if there are many ranks."""
+    return path.with_stem(f"{path.stem}-rank{rank}") if many else path
 
 
 @dataclass(slots=True)

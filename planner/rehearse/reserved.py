@@ -12,15 +12,15 @@ from planner.validate.job import RankResult
 
 
 def modelled(
-    plan: Plan, settings: Settings, *, snapshot: Path | None, many: bool
+    plan: Plan, settings: Settings, *, snapshots: Sequence[Path], many: bool
 ) -> Modelled | None:
     """The allocator that a device of the plan has room for; None: a CPU has none of that kind."""
     device = plan.spec.cluster.device
     if device.architecture == "cpu":
         return None
     room = device.memory_bytes - plan.worst.beyond.outside_bytes
-    path = None if snapshot is None else snapshot.absolute()
-    return Modelled(settings=settings, capacity_bytes=room, snapshot=path, many=many)
+    paths = tuple(path.absolute() for path in snapshots)
+    return Modelled(settings=settings, capacity_bytes=room, snapshots=paths, many=many)
 
 
 def reserved_points(plan: Plan, results: Sequence[RankResult]) -> list[Point]:

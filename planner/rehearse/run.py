@@ -99,11 +99,11 @@ def rehearse(
     logs: Path,
     progress: Progress,
     settings: Settings = DEFAULTS,
-    trace: Path | None = None,
+    traces: Sequence[Path] = (),
 ) -> Rehearsal:
     """Rehearse the chosen ranks, as many at once as this machine has cores.
 
-    ``settings`` are those of PyTorch's allocator, ``trace`` is where its snapshot goes.
+    ``settings`` are those of PyTorch's allocator, ``traces`` are where what it did goes.
     """
     start = monotonic()
     plan = make_plan(spec, every_rank=True, booked=True)
@@ -116,7 +116,7 @@ def rehearse(
         collectives="fake",
     )
     chosen = choose_ranks(plan, which)
-    allocator = modelled(plan, settings, snapshot=trace, many=len(chosen) > 1)
+    allocator = modelled(plan, settings, snapshots=traces, many=len(chosen) > 1)
     run_rank = partial(rehearse_rank, modelled=allocator)
     results: list[RankResult] = []
     for ranks in _portions(chosen, os.cpu_count() or 1):

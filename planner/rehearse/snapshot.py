@@ -7,7 +7,7 @@ It is the dictionary that ``torch.cuda.memory._snapshot`` describes (torch/cuda/
 
 import json
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,14 @@ PICKLE_PROTOCOL = 4
 Frame = dict[str, Any]
 
 
-def write_snapshot(trace: Trace, modelled: Modelled, path: Path) -> None:
-    """Replay the trace and store what the allocator did: as JSON if the path ends so."""
+def write_snapshot(trace: Trace, modelled: Modelled, paths: Sequence[Path]) -> None:
+    """Replay the trace and store what the allocator did: as JSON where a path ends so."""
     document = snapshot(trace, modelled)
-    if path.suffix == ".json":
-        path.write_text(json.dumps(document), encoding="utf-8")
-    else:
-        path.write_bytes(pickle.dumps(document, protocol=PICKLE_PROTOCOL))
+    for path in paths:
+        if path.suffix == ".json":
+            path.write_text(json.dumps(document), encoding="utf-8")
+        else:
+            path.write_bytes(pickle.dumps(document, protocol=PICKLE_PROTOCOL))
 
 
 def snapshot(trace: Trace, modelled: Modelled) -> dict[str, Any]:
@@ -46,6 +47,7 @@ def snapshot(trace: Trace, modelled: Modelled) -> dict[str, Any]:
     return {
         "segments": [_segment(blocks, history.frames_at) for blocks in _segments(allocator)],
         "device_traces": [history.events],
+        "external_annotations": history.phases,
     }
 
 
@@ -55,6 +57,8 @@ class _History:
 
     trace: Trace
     events: list[dict[str, Any]] = field(default_factory=list)
+    phases: list[dict[str, Any]] = field(default_factory=list)
+    """Where they start and end, as torch.profiler's annotations are told."""
     frames_at: dict[int, list[Frame]] = field(default_factory=dict)
     """By address, those of the last allocation there."""
     _phase: str = "before the first phase"
@@ -62,8 +66,12 @@ class _History:
 
     def begin(self, kind: Kind, number: int) -> None:
         """A move is about to be made."""
-        if kind == Kind.BEGIN:
+        if kind in {Kind.BEGIN, Kind.END}:
             self._phase = self.trace.phases[number]
+            stage = "START" if kind == Kind.BEGIN else "END"
+            now = len(self.events)
+            note = {"device": 0, "name": self._phase, "stage": stage, "time_us": now}
+            self.phases.append(note)
         if kind == Kind.ALLOCATE:
             self._frames = list(self._stack(number))
 

@@ -45,8 +45,8 @@ def rehearse_rank(
         result = run_rank(job, place, tell, recorder=trace)
     if modelled is not None:
         result = with_reserved(result, trace, modelled)
-        if modelled.snapshot is not None:
-            write_snapshot(trace, modelled, modelled.snapshot_of(place.rank))
+        if modelled.snapshots:
+            write_snapshot(trace, modelled, modelled.snapshots_of(place.rank))
     resident_bytes = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     machine = {**result.machine, "peak_resident_bytes": resident_bytes}
     return replace(result, machine=machine)

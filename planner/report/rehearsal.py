@@ -1,13 +1,17 @@
 """``planner rehearse``: what the real engine booked, beside the plan."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from planner.rehearse.replay import of_rank
 from planner.rehearse.run import Rehearsal
 from planner.report.plan import heading
+from planner.report.timeline import save, series
 from planner.report.validation import failure_lines, points_table, summary_lines
 from planner.units import GIB, MIB, show_gib
 from planner.validate.compare import Point
@@ -32,6 +36,21 @@ def render(rehearsal: Rehearsal, *, width: int) -> RenderableType:
             f"{show_gib(rehearsal.host_peak_bytes)} GiB of this machine's memory each"
         ),
     )
+
+
+def draw_timelines(rehearsal: Rehearsal, drawn: Path, figure: Path) -> None:
+    """A picture of every rank; ``drawn`` is where their snapshots are."""
+    many = len(rehearsal.results) > 1
+    for result in rehearsal.results:
+        source = of_rank(drawn, result.rank, many=many)
+        if source.exists():
+            save(
+                series(json.loads(source.read_text(encoding="utf-8"))),
+                of_rank(figure, result.rank, many=many),
+                title=f"{heading(rehearsal.plan).splitlines()[0]}, rank {result.rank}",
+                capacity_bytes=rehearsal.plan.capacity_bytes
+                - rehearsal.plan.worst.beyond.outside_bytes,
+            )
 
 
 def _reserved(peaks: Sequence[Point], reserved: Sequence[Point]) -> list[RenderableType]:

@@ -28,7 +28,7 @@ def rehearse(file, rank):
         collectives="fake",
     )
     place = Place(rank=rank, local_rank=0, local_size=1, master_address="127.0.0.1", master_port=0)
-    modelled = Modelled(snapshot=Path(file).with_suffix(".trace.json"))
+    modelled = Modelled(snapshots=(Path(file).with_suffix(".trace.json"),))
     return as_document(rehearse_rank(job, place, lambda _: None, modelled=modelled))
 
 

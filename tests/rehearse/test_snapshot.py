@@ -67,16 +67,15 @@ def test_out_of_memory_is_the_last_event(trace):
 
 
 def test_json_and_pickle(trace, tmp_path):
-    write_snapshot(trace, Modelled(), tmp_path / "a.json")
+    write_snapshot(trace, Modelled(), [tmp_path / "a.json", tmp_path / "a.pickle"])
     written = json.loads((tmp_path / "a.json").read_text())
     assert written == json.loads(json.dumps(snapshot(trace, Modelled())))
-    write_snapshot(trace, Modelled(), tmp_path / "a.pickle")
     content = (tmp_path / "a.pickle").read_bytes()
     assert {opcode.name for opcode, *_ in pickletools.genops(content)} <= VIEWER_READS
 
 
 def test_every_rank_has_a_file_of_its_own(tmp_path):
     path = tmp_path / "trace.pickle"
-    assert Modelled(snapshot=path).snapshot_of(3) == path
-    many = Modelled(snapshot=path, many=True)
-    assert many.snapshot_of(3) == tmp_path / "trace-rank3.pickle"
+    assert Modelled(snapshots=(path,)).snapshots_of(3) == (path,)
+    many = Modelled(snapshots=(path,), many=True)
+    assert many.snapshots_of(3) == (tmp_path / "trace-rank3.pickle",)
