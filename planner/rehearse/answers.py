@@ -7,6 +7,7 @@ here stops the rehearsal with its name.
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,12 +18,14 @@ from torch._subclasses.fake_tensor import (
     FakeTensor,
     FakeTensorMode,
     UnsupportedOperatorException,
+    in_kernel_invocation_manager,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from planner.errors import RehearsalError
 from planner.rehearse.device import NAME
 from planner.rehearse.kernels import Attention
+from planner.rehearse.recall import Recall
 from planner.validate.replaced import replaced
 
 aten = torch.ops.aten
@@ -43,6 +46,17 @@ TENSOR: Any = torch.tensor
 class Answers(TorchDispatchMode):
     """Between the books above it and the fake tensors below."""
 
+    def __init__(self, fakes: FakeTensorMode) -> None:
+        super().__init__()
+        self._fakes, self._recall = fakes, Recall()
+        self._ways: dict[Any, Callable[..., Any]] = {}
+        """How each operation that was met is answered."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here, and torch's guard against it costs as much as an answer."""
+        return False
+
     def __torch_dispatch__(
         self,
         func: Any,
@@ -52,15 +66,11 @@ class Answers(TorchDispatchMode):
     ) -> Any:
         """Answer, or let the fake tensors do."""
         del types
-        kwargs = kwargs or {}
-        if func in FILLED:
-            args[0].constant = None  # FakeTensorMode's knowledge of a value that is gone
-            return args[0]
-        answer = _ANSWERS.get(func)
-        if answer is not None:
-            return answer(func, *args, **kwargs)
+        way = self._ways.get(func)
+        if way is None:
+            way = self._ways[func] = self._way(func)
         try:
-            return func(*args, **kwargs)
+            return way(*args, **kwargs or {})
         except (
             DataDependentOutputException,
             DynamicOutputShapeException,
@@ -70,6 +80,25 @@ class Answers(TorchDispatchMode):
                 f"{func}: what it allocates depends on numbers that a rehearsal does not have; "
                 "leave out what calls it, or validate a small twin with `planner validate`"
             ) from error
+
+    def _way(self, func: Any) -> Callable[..., Any]:
+        if func in FILLED:
+            return _filled
+        if func.namespace == "c10d":
+            return partial(self._pretend, func)
+        derive = func if func._schema.is_mutable else partial(self._recall, func)
+        answer = _ANSWERS.get(func)
+        return derive if answer is None else partial(answer, derive)
+
+    def _pretend(self, func: Any, *args: Any, **kwargs: Any) -> Any:
+        """A collective: the group that pretends looks at no tensor."""
+        with in_kernel_invocation_manager(self._fakes):
+            return func(*args, **kwargs)
+
+
+def _filled(tensor: Any, *_: Any, **__: Any) -> Any:
+    tensor.constant = None  # FakeTensorMode's knowledge of a value that is gone
+    return tensor
 
 
 def _all(func: Any, *args: Any, **kwargs: Any) -> Any:
@@ -122,6 +151,7 @@ def _moved(func: Any, tensor: Any, **kwargs: Any) -> Any:
 
 
 _ANSWERS: dict[Any, Callable[..., Any]] = {
+    torch.ops.prim.device.default: lambda _, tensor: tensor.fake_device,
     aten._local_scalar_dense.default: _value,
     aten.equal.default: lambda *_: True,
     aten.all.default: _all,
@@ -186,6 +216,6 @@ def without_bytes(attention: Attention) -> Iterator[None]:
         stack.enter_context(replaced(FakeTensor, data=data, __deepcopy__=_copied))
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))
         stack.enter_context(_movable())
-        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        stack.enter_context(Answers())
+        fakes = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        stack.enter_context(Answers(fakes))
         yield

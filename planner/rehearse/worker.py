@@ -29,6 +29,7 @@ def rehearse_rank(
     from planner.rehearse.device import accelerator
     from planner.rehearse.kernels import attention_of
     from planner.rehearse.routing import stated_routing
+    from planner.rehearse.shortcuts import shortcuts
 
     place = replace(place, local_rank=0)  # wherever it would be in a node, it is alone here
     spec = read_spec(job)
@@ -38,6 +39,7 @@ def rehearse_rank(
         stack.enter_context(accelerator(synchronous=architecture == "cpu"))
         stack.enter_context(_heard(trace))
         stack.enter_context(_as_if_real())
+        stack.enter_context(shortcuts())
         if architecture == "cpu":
             stack.enter_context(_copies_of_gloo())
         stack.enter_context(stated_routing(spec.training.expert_imbalance))

@@ -27,6 +27,9 @@ PRODUCTS = {
 }
 """Operations that cuBLAS does."""
 
+DEVICE = torch.ops.prim.device.default
+"""What a fake tensor is asked more often than all else."""
+
 HALVES = {torch.float16, torch.bfloat16}
 
 HOST = "cpu"
@@ -68,6 +71,11 @@ class Ledger(TorchDispatchMode):
         self.namer: Namer | None = None
         """Who says what a new storage is."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here, and torch's guard against it costs as much as the booking."""
+        return False
+
     def __torch_dispatch__(
         self,
         func: Any,
@@ -77,11 +85,13 @@ class Ledger(TorchDispatchMode):
     ) -> Any:
         """Run the operation and book what it returns."""
         del types
+        if func is DEVICE:
+            return args[0].device
         if self.workspace_bytes and func in PRODUCTS:
             self._take_workspace(backward=torch._C._current_graph_task_id() >= 0)
         result = _run(func, args, kwargs or {})
         before = self.books.now_bytes
-        for leaf in tree_iter(result):
+        for leaf in (result,) if isinstance(result, torch.Tensor) else tree_iter(result):
             if isinstance(leaf, torch.Tensor):
                 self._book(leaf)
         if self.capacity_bytes is not None:
