@@ -3,7 +3,6 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.timing import constants
 from planner.timing.matmul import ALIGNED, matmul_seconds
 from planner.timing.products import Core
 from planner.timing.shapes import Seconds, Setting
@@ -24,24 +23,16 @@ def core_seconds(
         return _fused(core, sizes, setting, backward=backward)
     times = EAGER_BACKWARD if backward else 1.0
     if core.head_size % ALIGNED or core.value_head_size % ALIGNED:
-        return times * _misaligned(core, sizes, setting)
+        # Operands that begin anywhere miss the matrix units.
+        return times * sizes * core.flops_per_sequence / setting.rates.core_flops_per_second
     return times * _batched(core, sizes, setting)
 
 
 def _fused(core: Core, sizes: NDArray[np.int64], setting: Setting, *, backward: bool) -> Seconds:
-    device = setting.cluster.device
-    share = constants.attention_share(device)
     flops = sizes * core.flops_per_sequence
     if backward:
-        return FUSED_BACKWARD * flops / (share.backward * device.bf16_flops_per_second)
-    return flops / (share.forward * device.bf16_flops_per_second)
-
-
-def _misaligned(core: Core, sizes: NDArray[np.int64], setting: Setting) -> Seconds:
-    """Batched products whose operands begin anywhere miss the matrix units."""
-    share = constants.constant("misaligned_core_share")
-    rate = share * setting.cluster.device.fp32_flops_per_second
-    return sizes * core.flops_per_sequence / rate
+        return FUSED_BACKWARD * flops / setting.rates.attention_backward_flops_per_second
+    return flops / setting.rates.attention_flops_per_second
 
 
 def _batched(core: Core, sizes: NDArray[np.int64], setting: Setting) -> Seconds:
@@ -53,8 +44,7 @@ def _batched(core: Core, sizes: NDArray[np.int64], setting: Setting) -> Seconds:
             columns,
             inner,
             groups=sizes * core.heads,
-            device=setting.cluster.device,
-            precision=setting.training.precision,
+            rates=setting.rates,
         )
         for columns, inner in shapes
     )

@@ -3,7 +3,7 @@
 n ranks, each with ``size`` bytes. A ring passes chunks of size / n around: n - 1 steps reduce
 them, n - 1 more spread the sums (Thakur, Rabenseifner and Gropp 2005, section 4.4). A tree has
 the bandwidth of a ring and fewer hops (NCCL's double binary trees, since 2.4). A group of one
-rank takes no time.
+rank, and a message of no bytes, take no time.
 """
 
 import numpy as np
@@ -15,14 +15,14 @@ from planner.timing.shapes import Numbers, Seconds
 def all_reduce_seconds(size: Numbers, wires: Wires) -> Seconds:
     """``2 (n - 1) / n`` of the size over the ring; the hops of a ring or a tree, the fewer."""
     n = np.asarray(wires.ranks)
-    hops = 2 * np.minimum(n - 1, np.ceil(np.log2(n)))
-    return 2 * (n - 1) / n * size / wires.ring_bytes_per_second + hops * wires.hop_seconds
+    hops = 2 * np.minimum(n - 1, np.ceil(np.log2(n))) * wires.hop_seconds
+    return 2 * (n - 1) / n * size / wires.ring_bytes_per_second + _if_sent(size, hops)
 
 
 def all_gather_seconds(size: Numbers, wires: Wires) -> Seconds:
     """``(n - 1) / n`` of ``size``, what each rank has in the end, over the ring."""
     n = np.asarray(wires.ranks)
-    return (n - 1) / n * size / wires.ring_bytes_per_second + _ring_hops(wires)
+    return (n - 1) / n * size / wires.ring_bytes_per_second + _if_sent(size, _ring_hops(wires))
 
 
 def reduce_scatter_seconds(size: Numbers, wires: Wires) -> Seconds:
@@ -35,7 +35,7 @@ def all_to_all_seconds(size: Numbers, wires: Wires) -> Seconds:
     n, here = np.asarray(wires.ranks), np.asarray(wires.ranks_per_node)
     inside = (here - 1) / n * size / wires.inside_bytes_per_second
     outside = (n - here) / n * size / wires.outside_bytes_per_second
-    return np.maximum(inside, outside) + np.where(n > 1, wires.hop_seconds, 0.0)
+    return np.maximum(inside, outside) + _if_sent(size * (n - 1), wires.hop_seconds)
 
 
 def send_seconds(size: Numbers, wires: Wires) -> Seconds:
@@ -46,6 +46,10 @@ def send_seconds(size: Numbers, wires: Wires) -> Seconds:
         wires.outside_bytes_per_second,
     )
     return np.where(np.asarray(wires.ranks) > 1, size / rate + wires.hop_seconds, 0.0)
+
+
+def _if_sent(size: Numbers, hops: Seconds) -> Seconds:
+    return np.where(np.asarray(size) > 0, hops, 0.0)
 
 
 def _ring_hops(wires: Wires) -> Seconds:

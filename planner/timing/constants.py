@@ -1,43 +1,53 @@
 """What is reached of stated peaks; `constants.yaml` names the source of each figure."""
 
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from planner.engines.elements import SIZES
 from planner.spec.cluster import Device, Link
 from planner.spec.devices import read_catalogue
+from planner.spec.training import Precision
 
 _PATH = Path(__file__).with_name("constants.yaml")
 MICRO = 1e-6
 
 
-class AttentionShare(NamedTuple):
-    """Of the peak, what fused attention reaches."""
+class Rates(NamedTuple):
+    """What a device reaches."""
 
-    forward: float
-    backward: float
+    product_flops_per_second: float
+    """Large products: in the matrix units, or outside them in fp32."""
+    misaligned_flops_per_second: float
+    """Products whose rows begin where the matrix units do not want them to."""
+    core_flops_per_second: float
+    """Batched products inside eager attention that miss the matrix units."""
+    attention_flops_per_second: float
+    attention_backward_flops_per_second: float
+    """Fused attention."""
+    memory_bytes_per_second: float
+    """Large element-wise operations."""
+    multiprocessors: int
+    element_bytes: int
 
 
-def product_flops_per_second(device: Device, precision: str) -> float:
-    """What large products reach: of the matrix units, or outside them in fp32."""
+@lru_cache(maxsize=64)
+def rates(device: Device, precision: Precision, product_share: float | None = None) -> Rates:
+    """``product_share``: of the peak, in the place of that of the kind of device."""
+    known, kind = _read(), device.architecture
     peak = device.fp32_flops_per_second if precision == "fp32" else device.bf16_flops_per_second
-    return peak * float(_read()["product_share"][device.architecture])
-
-
-def multiprocessors(device: Device) -> int:
-    """Among how many a product's tiles are dealt out."""
-    return int(_read()["multiprocessors"][device.architecture])
-
-
-def attention_share(device: Device) -> AttentionShare:
-    """Of the matrix units' peak."""
-    known = _read()["attention_share"]
-    return AttentionShare(**known.get(device.architecture, known["default"]))
-
-
-def memory_bytes_per_second(device: Device) -> float:
-    """What large element-wise operations reach."""
-    return device.memory_bandwidth_bytes_per_second * constant("memory_share")
+    products = peak * (product_share or known["product_share"][kind])
+    attention = known["attention_share"].get(kind, known["attention_share"]["default"])
+    return Rates(
+        product_flops_per_second=products,
+        misaligned_flops_per_second=products * known["misaligned_share"],
+        core_flops_per_second=device.fp32_flops_per_second * known["misaligned_core_share"],
+        attention_flops_per_second=peak * attention["forward"],
+        attention_backward_flops_per_second=peak * attention["backward"],
+        memory_bytes_per_second=device.memory_bandwidth_bytes_per_second * known["memory_share"],
+        multiprocessors=known["multiprocessors"][kind],
+        element_bytes=SIZES[precision],
+    )
 
 
 def link_bytes_per_second(link: Link) -> float:

@@ -6,7 +6,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.engines.elements import SIZES
 from planner.model.description import Layer
 from planner.spec.layout import Layout
 from planner.timing import constants
@@ -73,7 +72,7 @@ def profile(layer: Layer, setting: Setting, layout: Layout) -> Profile:
     """Read off the layer's parameters and its tape."""
     used, inside = products(layer, setting, layout), core(layer, setting, layout)
     made = made_by_passes(layer, setting, layout)
-    element = SIZES[setting.training.precision]
+    element = setting.rates.element_bytes
     tokens = element * (setting.training.sequence_length // layout.sp)
     context = element * inside.outputs_per_sequence if inside else 0
     gradients = element * inside.gradients_per_sequence if inside else 0
@@ -95,12 +94,15 @@ def layer_seconds(layer: Layer, setting: Setting, layout: Layout, sizes: Sizes) 
     zeros = np.zeros(len(sizes))
     sent = message_seconds(layer, setting, layout, tokens)
     inside = core_seconds(known.core, sizes, setting, backward=False)
-    forward = sum((_forward(each, tokens, setting) for each in known.products), start=zeros)
-    backward = sum((_backward(each, tokens, setting) for each in known.products), start=zeros)
+    forward, inputs, weights = (
+        sum((product(each, tokens, setting) for each in known.products), start=zeros)
+        for product in (_output, _input_gradient, _weight_gradient)
+    )
     back = core_seconds(known.core, sizes, setting, backward=True)
+    sent_back = beside(sent, weights) if setting.overlaps_tensor_parallel else sent
     return LayerSeconds(
         _pass(setting, sizes, (forward, inside), known.forward, sent),
-        _pass(setting, sizes, (backward, back), known.backward, sent),
+        _pass(setting, sizes, (inputs + weights, back), known.backward, sent_back),
         _pass(setting, sizes, (zeros, inside), known.again, Messages(zeros, zeros, zeros)),
         *_flops(known, tokens, sizes),
     )
@@ -113,7 +115,7 @@ def _pass(
     work: Work,
     sent: Messages,
 ) -> PassSeconds:
-    moved = work.bytes * sizes / constants.memory_bytes_per_second(setting.cluster.device)
+    moved = work.bytes * sizes / setting.rates.memory_bytes_per_second
     device = computed[0] + computed[1] + moved
     launch = launch_seconds(work.kernels, device, blocking=setting.launch_blocking)
     return PassSeconds(*computed, moved, launch, *sent)
@@ -136,25 +138,27 @@ def _flops(known: Profile, tokens: Sizes, sizes: Sizes) -> tuple[Seconds, Second
     return dense + inside, dense + trained + 2 * inside, inside
 
 
-def _forward(product: Product, tokens: Sizes, setting: Setting) -> Seconds:
+def beside(sent: Messages, compute: Seconds) -> Messages:
+    """What is left of tensor-parallel messages that are sent while something is computed."""
+    return sent._replace(tensor_parallel=np.maximum(0.0, sent.tensor_parallel - compute))
+
+
+def _output(product: Product, tokens: Sizes, setting: Setting) -> Seconds:
     rows = tokens * product.tokens_share
     return _seconds(setting, product.groups, (rows, product.columns, product.inner))
 
 
-def _backward(product: Product, tokens: Sizes, setting: Setting) -> Seconds:
-    """The gradient of the input, and that of the weight if it is trained."""
+def _input_gradient(product: Product, tokens: Sizes, setting: Setting) -> Seconds:
     rows = tokens * product.tokens_share
-    seconds = _seconds(setting, product.groups, (rows, product.inner, product.columns))
-    if product.trained:
-        shape = (product.columns, product.inner, rows)
-        seconds = seconds + _seconds(setting, product.groups, shape)
-    return seconds
+    return _seconds(setting, product.groups, (rows, product.inner, product.columns))
+
+
+def _weight_gradient(product: Product, tokens: Sizes, setting: Setting) -> Seconds:
+    rows = tokens * product.tokens_share
+    if not product.trained:
+        return np.zeros(len(tokens))
+    return _seconds(setting, product.groups, (product.columns, product.inner, rows))
 
 
 def _seconds(setting: Setting, groups: int, shape: tuple[Numbers, Numbers, Numbers]) -> Seconds:
-    return matmul_seconds(
-        *shape,
-        groups=groups,
-        device=setting.cluster.device,
-        precision=setting.training.precision,
-    )
+    return matmul_seconds(*shape, groups=groups, rates=setting.rates)

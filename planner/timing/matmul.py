@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from planner.spec.cluster import Device
-from planner.timing import constants
+from planner.timing.constants import Rates
 from planner.timing.shapes import Numbers, Seconds
 
 ALIGNED = 8
@@ -43,27 +42,23 @@ def matmul_seconds(
     inner: Numbers,
     *,
     groups: Numbers = 1,
-    device: Device,
-    precision: str,
+    rates: Rates,
 ) -> Seconds:
     """``groups`` products of (rows, inner) and (inner, columns), by the fastest tile for each.
 
     The larger of what multiplying and what reading takes, and then the writing.
     """
     m, n, k, g = (np.asarray(value, dtype=np.float64) for value in (rows, columns, inner, groups))
-    units = constants.multiprocessors(device)
-    elements = np.min([_tiled(m, n, g, units, tile) for tile in TILES], axis=0)
-    element_bytes = 4 if precision == "fp32" else 2
-    memory = constants.memory_bytes_per_second(device) / element_bytes
-    computing = 2 * k * elements / _rate(n, k, device, precision)
+    tiled = [_tiled(m, n, g, rates.multiprocessors, tile) for tile in TILES]
+    computing = 2 * k * np.min(tiled, axis=0) / _flops_per_second(n, k, rates)
+    memory = rates.memory_bytes_per_second / rates.element_bytes
     return np.maximum(computing, g * (m + n) * k / memory) + g * m * n / memory
 
 
-def _rate(n: Numbers, k: Numbers, device: Device, precision: str) -> Seconds:
-    """Flops a second by whether rows of the matrices begin where the matrix units want them to."""
-    peak = constants.product_flops_per_second(device, precision)
+def _flops_per_second(n: Numbers, k: Numbers, rates: Rates) -> Seconds:
+    """By whether rows of the matrices begin where the matrix units want them to."""
     aligned = (np.asarray(n) % ALIGNED == 0) & (np.asarray(k) % ALIGNED == 0)
-    return np.where(aligned, peak, peak * constants.constant("misaligned_share"))
+    return np.where(aligned, rates.product_flops_per_second, rates.misaligned_flops_per_second)
 
 
 def _tiled(m: Numbers, n: Numbers, g: Numbers, units: int, tile: Tile) -> Seconds:

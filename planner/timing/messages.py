@@ -40,8 +40,8 @@ def message_seconds(
     exchanged = element * exchanged_elements(layer) * tokens / layout.tp
     return Messages(
         SUMS[layer.kind] * all_reduce_seconds(hidden, lanes),
-        all_to_all_seconds(exchanged, heads) if exchanged_elements(layer) else 0.0 * tokens,
-        2 * all_to_all_seconds(sent * hidden, experts) if sent else 0.0 * tokens,
+        all_to_all_seconds(exchanged, heads),
+        2 * all_to_all_seconds(sent * hidden, experts),
     )
 
 

@@ -5,7 +5,8 @@ idle between its first and its last micro-batch, so that m of them take
 
     m max(t_s) + (sum of t_s over the other stages)
 
-(arXiv:2104.04473, section 2.2.1, has it for equal stages: ``(p - 1 + m) t``). With v chunks a rank
+(arXiv:2104.04473, section 2.2.1, has it for equal stages: ``(p - 1 + m) t``; for unequal ones it
+is close, since at the ends others work beside the slowest). With v chunks a rank
 the first micro-batch passes the other ranks in pieces of 1 / v (section 2.2.2 there).
 """
 

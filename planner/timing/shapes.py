@@ -11,6 +11,7 @@ from planner.spec.cluster import Cluster
 from planner.spec.deepspeed import DeepSpeed
 from planner.spec.megatron import Megatron
 from planner.spec.training import Training
+from planner.timing.constants import Rates, rates
 
 Integers = int | NDArray[np.int64]
 Shares = float | NDArray[np.float64]
@@ -72,8 +73,18 @@ class Setting:
     engine: Literal["deepspeed", "megatron"] = "deepspeed"
     megatron: Megatron = field(default_factory=Megatron)
     """Only read with ``engine`` megatron."""
+    overlaps_tensor_parallel: bool = False
+    """In the backward pass all-reduces run beside the product for the weight's gradient, as
+    Megatron-LM does since 83b1e42f30 (2022-02; arXiv:2205.05198, section 4.2.2)."""
+    product_share: float | None = None
+    """Of the peak, what large products reach; None: what `constants.yaml` says of the device."""
     launch_blocking: bool = False
     """``CUDA_LAUNCH_BLOCKING=1``: the host waits for every kernel."""
+
+    @property
+    def rates(self) -> Rates:
+        """What the device reaches in the training's precision."""
+        return rates(self.cluster.device, self.training.precision, self.product_share)
 
     def of_micro_batch(self, size: int) -> Training:
         """The training of plain passes with so many sequences."""

@@ -6,10 +6,11 @@ gather the updated weights; stage 3 gathers weights for the forward and for the 
 every micro-batch and reduce-scatters their gradients.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from planner.engines.elements import FP32_BYTES, SIZES
 from planner.spec.devices import link
@@ -20,7 +21,7 @@ from planner.timing.collectives import (
     reduce_scatter_seconds,
 )
 from planner.timing.links import Wires, wires
-from planner.timing.shapes import Flags, Seconds, Setting, Shapes
+from planner.timing.shapes import Numbers, Seconds, Setting, Shapes
 
 UPDATE_BYTES = {"adamw": 30, "adamw_8bit": 18, "lion": 22, "sgd": 22, "muon": 22}
 """Read and written for one parameter in one update with an fp32 master copy: gradient 4, master
@@ -28,7 +29,10 @@ copy 4 + 4, each moment of 4 bytes twice that (of 8 bits: 1 + 1), the 16-bit wei
 CLIP_BYTES = 8
 """A gradient in fp32 is read for its norm and read again as it is scaled (or written)."""
 
-WEIGHTS_PARTITIONED, GRADIENTS_PARTITIONED = 3, 2
+WEIGHTS, GRADIENTS = 3, 2
+"""ZeRO's stages from which on these are partitioned."""
+
+Collective = Callable[[Numbers, Wires], Seconds]
 
 
 class Held(NamedTuple):
@@ -38,8 +42,7 @@ class Held(NamedTuple):
     routed: Seconds
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StateSeconds:
+class StateSeconds(NamedTuple):
     """Of one step, arrays over layouts; what overlaps is left out."""
 
     weight_gather: Seconds
@@ -48,65 +51,54 @@ class StateSeconds:
     offload: Seconds
 
 
-def state_seconds(
-    setting: Setting, shapes: Shapes, held: Held, forward: Seconds, backward: Seconds
-) -> StateSeconds:
-    """``forward``, ``backward``: seconds of one micro-batch's passes, behind which to hide."""
-    rings = _Rings.of(setting, shapes)
-    partitioned = shapes.zero_stage == WEIGHTS_PARTITIONED
-    whole = np.asarray(shapes.zero_stage) == 0
-    gathers = rings.gather(held, SIZES[setting.training.precision])
-    weight_gather = np.where(
-        partitioned,
-        shapes.micro_batches * (_left(gathers, forward) + _left(gathers, backward)),
-        0.0,
-    )
-    share = np.where(np.asarray(shapes.zero_stage) >= 1, rings.shards, 1)
-    if setting.engine == "megatron":
-        share = rings.shards if setting.megatron.use_distributed_optimizer else 0 * share + 1
-        whole = share == 1
-    updated = np.where(whole | partitioned, 0.0, gathers)
-    return StateSeconds(
-        weight_gather=weight_gather,
-        gradient=_gradient(setting, shapes, held, rings, backward)
-        + _accumulate(setting, shapes, held),
-        optimizer=_update(setting, held, share, shapes.offloads_optimizer) + updated,
-        offload=_offload(setting, shapes, held, share),
-    )
-
-
-class _Rings(NamedTuple):
-    """Groups over which dense parameters and experts are replicated."""
+class Rings(NamedTuple):
+    """Groups that replicate dense parameters, and those that replicate experts."""
 
     dense: Wires
     routed: Wires
 
-    @classmethod
-    def of(cls, setting: Setting, shapes: Shapes) -> "_Rings":
-        dp, tp, sp, ep = (np.asarray(d) for d in (shapes.dp, shapes.tp, shapes.sp, shapes.ep))
-        return cls(
-            wires(setting.cluster, dp * sp, tp),
-            wires(setting.cluster, np.maximum(1, dp * sp // ep), tp * ep),
-        )
+    def over(self, operation: Collective, element_bytes: Numbers, held: Held) -> Seconds:
+        """One operation on everything that a rank holds."""
+        dense = operation(element_bytes * held.dense, self.dense)
+        return dense + operation(element_bytes * held.routed, self.routed)
 
-    @property
-    def shards(self) -> Seconds:
-        return np.asarray(self.dense.ranks, dtype=np.float64)
 
-    def gather(self, held: Held, element_bytes: int) -> Seconds:
-        return all_gather_seconds(element_bytes * held.dense, self.dense) + all_gather_seconds(
-            element_bytes * held.routed, self.routed
-        )
+def state_seconds(
+    setting: Setting, shapes: Shapes, held: Held, forward: Seconds, backward: Seconds
+) -> StateSeconds:
+    """``forward``, ``backward``: seconds of one micro-batch's passes, behind which to hide."""
+    rings = _rings(setting, shapes)
+    sharded, in_parts = _shards_state(setting, shapes), _shards_weights(setting, shapes)
+    gather = rings.over(all_gather_seconds, SIZES[setting.training.precision], held)
+    twice = _left(gather, forward) + _left(gather, backward)
+    local = held.dense / np.where(sharded, rings.dense.ranks, 1) + held.routed / np.where(
+        sharded, rings.routed.ranks, 1
+    )
+    return StateSeconds(
+        weight_gather=np.where(in_parts, shapes.micro_batches * twice, 0.0),
+        gradient=_reduce(setting, shapes, held, rings, backward)
+        + _accumulate(setting, shapes, held),
+        optimizer=np.where(shapes.offloads_optimizer, 0.0, _update(setting, local))
+        + np.where(sharded & ~in_parts, gather, 0.0),
+        offload=_offload(setting, shapes, local),
+    )
 
-    def all_reduce(self, held: Held, element_bytes: int) -> Seconds:
-        return all_reduce_seconds(element_bytes * held.dense, self.dense) + all_reduce_seconds(
-            element_bytes * held.routed, self.routed
-        )
 
-    def scatter(self, held: Held, element_bytes: int) -> Seconds:
-        return reduce_scatter_seconds(
-            element_bytes * held.dense, self.dense
-        ) + reduce_scatter_seconds(element_bytes * held.routed, self.routed)
+def _rings(setting: Setting, shapes: Shapes) -> Rings:
+    dp, tp, sp, ep = (np.asarray(d) for d in (shapes.dp, shapes.tp, shapes.sp, shapes.ep))
+    replicas = np.maximum(1, dp * sp // ep)
+    return Rings(wires(setting.cluster, dp * sp, tp), wires(setting.cluster, replicas, tp * ep))
+
+
+def _shards_state(setting: Setting, shapes: Shapes) -> NDArray[np.bool_]:
+    """Each replica updates its share of the parameters."""
+    if setting.engine == "megatron":
+        return np.full(len(shapes), setting.megatron.use_distributed_optimizer)
+    return np.asarray(shapes.zero_stage) >= 1
+
+
+def _shards_weights(setting: Setting, shapes: Shapes) -> NDArray[np.bool_]:
+    return (np.asarray(shapes.zero_stage) == WEIGHTS) & (setting.engine == "deepspeed")
 
 
 def _left(communication: Seconds, compute: Seconds) -> Seconds:
@@ -114,55 +106,59 @@ def _left(communication: Seconds, compute: Seconds) -> Seconds:
     return np.maximum(0.0, communication - compute)
 
 
-def _gradient(
-    setting: Setting, shapes: Shapes, held: Held, rings: _Rings, backward: Seconds
+def _reduce(
+    setting: Setting, shapes: Shapes, held: Held, rings: Rings, backward: Seconds
 ) -> Seconds:
     """Once a step, or once a micro-batch where gradients are partitioned."""
     if setting.engine == "megatron":
-        element = FP32_BYTES if setting.megatron.accumulate_allreduce_grads_in_fp32 else 2
         sharded = setting.megatron.use_distributed_optimizer
-        return rings.scatter(held, element) if sharded else rings.all_reduce(held, element)
-    zero = setting.deepspeed.zero_optimization
-    told = setting.deepspeed.communication_data_type or setting.training.precision
-    stage = np.asarray(shapes.zero_stage)
-    partitioned = stage == WEIGHTS_PARTITIONED
-    each = np.where(
-        partitioned, rings.scatter(held, SIZES[told]), rings.all_reduce(held, SIZES[told])
+        operation = reduce_scatter_seconds if sharded else all_reduce_seconds
+        return rings.over(operation, _accumulated_bytes(setting), held)
+    zero, stage = setting.deepspeed.zero_optimization, np.asarray(shapes.zero_stage)
+    told = SIZES[setting.deepspeed.communication_data_type or setting.training.precision]
+    # With sequence parallelism gradients are reduced in fp32 (stage_1_and_2.py:2373).
+    element = np.where(np.asarray(shapes.sp) > 1, FP32_BYTES, told)
+    whole, scattered = (
+        rings.over(operation, element, held)
+        for operation in (all_reduce_seconds, reduce_scatter_seconds)
     )
-    overlaps = partitioned if zero.overlap_comm is None else zero.overlap_comm
-    times = np.where(stage >= GRADIENTS_PARTITIONED, shapes.micro_batches, 1)
+    each = np.where(stage == WEIGHTS, scattered, whole)
+    overlaps = stage == WEIGHTS if zero.overlap_comm is None else zero.overlap_comm
+    times = np.where(stage >= GRADIENTS, shapes.micro_batches, 1)
     return times * np.where(overlaps, _left(each, backward), each)
+
+
+def _accumulated_bytes(setting: Setting) -> int:
+    """Of an element of the gradients that micro-batches add up."""
+    if setting.engine == "megatron" and setting.megatron.accumulate_allreduce_grads_in_fp32:
+        return FP32_BYTES
+    return SIZES[setting.deepspeed.grad_accum_dtype or setting.training.precision]
 
 
 def _accumulate(setting: Setting, shapes: Shapes, held: Held) -> Seconds:
     """Every micro-batch but the first is added: its gradient read, the sum read and written."""
-    told = setting.deepspeed.grad_accum_dtype or setting.training.precision
-    in_fp32 = setting.engine == "megatron" and setting.megatron.accumulate_allreduce_grads_in_fp32
-    kept = FP32_BYTES if in_fp32 else SIZES[told]
-    moved = (SIZES[setting.training.precision] + 2 * kept) * (held.dense + held.routed)
-    rate = constants.memory_bytes_per_second(setting.cluster.device)
-    return (np.asarray(shapes.micro_batches) - 1) * moved / rate
+    each = SIZES[setting.training.precision] + 2 * _accumulated_bytes(setting)
+    moved = each * (held.dense + held.routed)
+    times = np.asarray(shapes.micro_batches) - 1
+    return times * moved / setting.rates.memory_bytes_per_second
 
 
-def _update(setting: Setting, held: Held, share: Seconds, offloaded: Flags) -> Seconds:
-    """On the device, at the speed of its memory; none where the host does it."""
-    local = (held.dense + held.routed) / share
-    moved = local * (UPDATE_BYTES[setting.training.optimizer] + CLIP_BYTES)
-    on_device = moved / constants.memory_bytes_per_second(setting.cluster.device)
-    return np.where(offloaded, 0.0, on_device)
+def _update(setting: Setting, local: Seconds) -> Seconds:
+    """Of the rank's share, at the speed of the device's memory."""
+    each = UPDATE_BYTES[setting.training.optimizer] + CLIP_BYTES
+    return local * each / setting.rates.memory_bytes_per_second
 
 
-def _offload(setting: Setting, shapes: Shapes, held: Held, share: Seconds) -> Seconds:
-    """Optimizer: gradients down, weights up, the update on the host's cores that ranks share.
+def _offload(setting: Setting, shapes: Shapes, local: Seconds) -> Seconds:
+    """Optimizer: gradients down, weights up, and the update on cores that a node's ranks share.
 
-    Parameters: every rank's shard goes up for each of a micro-batch's two passes.
+    Parameters: every rank's share goes up for each of a micro-batch's two passes.
     """
     rate = constants.link_bytes_per_second(link(setting.cluster.device.host_link))
     element = SIZES[setting.training.precision]
-    local = (held.dense + held.routed) / share
     updates = constants.constant("host_updates_per_second") / setting.cluster.devices_per_node
     step = local / updates + 2 * element * local / rate
-    passes = 2 * shapes.micro_batches * element * local / rate
+    passes = 2 * np.asarray(shapes.micro_batches) * element * local / rate
     return np.where(shapes.offloads_optimizer, step, 0.0) + np.where(
         shapes.offloads_parameters, passes, 0.0
     )

@@ -58,8 +58,8 @@ def test_the_ring_formula_for_eight_ranks():
 
 def test_a_tree_saves_hops_of_many_ranks():
     """1024 ranks: 2 x 10 levels, not 2 x 1023 steps."""
-    assert float(all_reduce_seconds(0, joined(1024, hop=1e-5))) == pytest.approx(20e-5)
-    assert float(all_gather_seconds(0, joined(1024, hop=1e-5))) == pytest.approx(1023e-5)
+    assert float(all_reduce_seconds(1, joined(1024, hop=1e-5))) == pytest.approx(20e-5)
+    assert float(all_gather_seconds(1, joined(1024, hop=1e-5))) == pytest.approx(1023e-5)
 
 
 def test_a_ring_over_nodes_has_the_ports_of_all_its_ranks_there():
@@ -78,8 +78,10 @@ def test_all_to_all_sends_what_leaves_the_node_over_the_ports():
     "operation",
     [all_reduce_seconds, all_gather_seconds, all_to_all_seconds, send_seconds],
 )
-def test_a_group_of_one_takes_no_time(operation):
+def test_a_group_of_one_and_a_message_of_none_take_no_time(operation):
     assert float(operation(1e9, joined(1, hop=1.0))) == 0.0
+    if operation is not send_seconds:
+        assert float(operation(0, joined(8, hop=1.0))) == 0.0
 
 
 @given(dp=POWERS, tp=POWERS, pp=POWERS, sp=POWERS, per_node=POWERS)
