@@ -7,16 +7,14 @@ runtime/config.py:273-285 for ``pipeline``, runtime/tensor_parallel/config.py,
 module_inject/auto_ep_config.py:46-96, compile/config.py. Sections that move no memory are taken as
 they are. A key without a mark either moves no memory or is modelled.
 
-Pydantic alone makes objects of these shapes, so they have no methods of their own, which would take
-most of the time that a dataclass takes.
+Only `door.check` makes objects of these shapes, so they have no methods of their own, which would
+take most of the time that a dataclass takes.
 """
 
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
-
-from planner.spec.fields import STRICT, Elements, Share, Whole
+from planner.spec.fields import Bounds, Elements, Reader, Share, Whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +42,13 @@ def _dtype(value: object) -> object:
     return next((name for name, known in spellings.items() if text in known), value)
 
 
-DType = Annotated[Literal["fp32", "fp16", "bf16"], BeforeValidator(_dtype)]
+DType = Annotated[Literal["fp32", "fp16", "bf16"], Reader(_dtype)]
 Free = dict[str, Any]
 
 
 @dataclass(init=False, eq=False, repr=False)
 class OffloadOptimizerKeys:
     """``zero_optimization.offload_optimizer``."""
-
-    __pydantic_config__ = STRICT
 
     device: Literal["none", "cpu", "nvme"] = "none"
     nvme_path: str | None = None
@@ -71,8 +67,6 @@ class OffloadOptimizerKeys:
 class OffloadParamKeys:
     """``zero_optimization.offload_param``."""
 
-    __pydantic_config__ = STRICT
-
     device: Literal["none", "cpu", "nvme"] = "none"
     nvme_path: str | None = None
     buffer_count: Elements = 5
@@ -88,8 +82,6 @@ _OLD = "is the old spelling; write {} instead"
 @dataclass(init=False, eq=False, repr=False)
 class ZeroKeys:
     """``zero_optimization``; bucket sizes count elements."""
-
-    __pydantic_config__ = STRICT
 
     stage: Literal[0, 1, 2, 3] = 0
     contiguous_gradients: bool = True
@@ -163,8 +155,6 @@ class ZeroKeys:
 class Bf16Keys:
     """``bf16``."""
 
-    __pydantic_config__ = STRICT
-
     enabled: bool = False
     immediate_grad_update: bool = False
     check_grad_overflow: bool | None = None
@@ -178,8 +168,6 @@ class Bf16Keys:
 @dataclass(init=False, eq=False, repr=False)
 class Fp16Keys:
     """``fp16``."""
-
-    __pydantic_config__ = STRICT
 
     enabled: bool = False
     auto_cast: bool = False
@@ -198,8 +186,6 @@ class Fp16Keys:
 class AutocastKeys:
     """``torch_autocast``."""
 
-    __pydantic_config__ = STRICT
-
     enabled: Annotated[bool, Refused("autocast's casts are not modelled")] = False
     dtype: str | None = None
     lower_precision_safe_modules: list[str] | None = None
@@ -208,8 +194,6 @@ class AutocastKeys:
 @dataclass(init=False, eq=False, repr=False)
 class DataTypesKeys:
     """``data_types``."""
-
-    __pydantic_config__ = STRICT
 
     grad_accum_dtype: DType | None = None
     """Left out: the dtype of the model."""
@@ -226,8 +210,6 @@ class DataTypesKeys:
 class ActivationCheckpointingKeys:
     """``activation_checkpointing``."""
 
-    __pydantic_config__ = STRICT
-
     partition_activations: bool = False
     number_checkpoints: Whole | None = None
     contiguous_memory_optimization: bool = False
@@ -239,8 +221,6 @@ class ActivationCheckpointingKeys:
 @dataclass(init=False, eq=False, repr=False)
 class PipelineKeys:
     """``pipeline``, and what a `PipelineModule` is told when it is made."""
-
-    __pydantic_config__ = STRICT
 
     stages: Annotated[int | None, Refused("is layout.pp here; take it out")] = None
     partition: str = "best"
@@ -259,8 +239,6 @@ class PipelineKeys:
 class OptimizerKeys:
     """``optimizer``."""
 
-    __pydantic_config__ = STRICT
-
     type: str
     params: Free = field(default_factory=dict)
     legacy_fusion: bool = False
@@ -269,8 +247,6 @@ class OptimizerKeys:
 @dataclass(init=False, eq=False, repr=False)
 class TensorParallelKeys:
     """``tensor_parallel``: AutoTP."""
-
-    __pydantic_config__ = STRICT
 
     dtype: str | None = None
     autotp_size: Elements = 0
@@ -290,8 +266,6 @@ class TensorParallelKeys:
 @dataclass(init=False, eq=False, repr=False)
 class ExpertParallelKeys:
     """``expert_parallel``: AutoEP."""
-
-    __pydantic_config__ = STRICT
 
     enabled: bool = False
     autoep_size: Whole = 1
@@ -337,8 +311,6 @@ class ExpertParallelKeys:
 class CompileKeys:
     """``compile``: DeepCompile; nothing of it is modelled."""
 
-    __pydantic_config__ = STRICT
-
     deepcompile: Annotated[bool, Refused("DeepCompile is not modelled")] = False
     autoep_non_moe: Annotated[bool, Refused("compiled blocks are not modelled")] = False
     free_activation: bool = False
@@ -363,7 +335,7 @@ class CompileKeys:
 class SwitchKeys:
     """A section of which only the switch matters: `hybrid_engine`, `data_efficiency`."""
 
-    __pydantic_config__ = ConfigDict(extra="ignore")
+    ignores_others = True
 
     enabled: Annotated[bool, Refused("is not modelled")] = False
 
@@ -372,9 +344,7 @@ class SwitchKeys:
 class MoeKeys:
     """``moe``: arguments of DeepSpeed's MoE layer (moe/layer.py:39), under its own names."""
 
-    __pydantic_config__ = STRICT
-
-    capacity_factor: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+    capacity_factor: Annotated[float, Bounds(above=0, most=1e6)] = 1.0
     min_capacity: Elements = 4
     drop_tokens: bool = True
     """false: room for the fullest expert, as `training.expert_imbalance` assumes it."""
@@ -393,8 +363,6 @@ class MoeKeys:
 @dataclass(init=False, eq=False, repr=False)
 class DeepSpeedKeys:
     """``deepspeed:``: DeepSpeed's own keys, as in its configuration file, and a few of ours."""
-
-    __pydantic_config__ = STRICT
 
     config: str | None = None
     """A DeepSpeed configuration file, relative to this one; other keys add to it."""

@@ -4,19 +4,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from pydantic import Field, WithJsonSchema
-
 from planner.spec.door import check
 from planner.spec.faults import Document, Faults, Keys, show
-from planner.spec.fields import STRICT
+from planner.spec.fields import Bounds, Schema
 from planner.spec.layout import Layout, ZeroStage
 
 Degree = Annotated[
     int,
-    Field(gt=0, le=2**30),
-    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"const": "auto"}]}),
+    Bounds(above=0, most=2**30),
+    Schema({"anyOf": [{"type": "integer", "minimum": 1}, {"const": "auto"}]}),
 ]
-Stage = Annotated[ZeroStage, WithJsonSchema({"anyOf": [{"enum": [0, 1, 2, 3]}, {"const": "auto"}]})]
+Stage = Annotated[ZeroStage, Schema({"anyOf": [{"enum": [0, 1, 2, 3]}, {"const": "auto"}]})]
 
 _AT: Keys = ("layout",)
 _AXES = ("tp", "pp", "sp")
@@ -30,8 +28,6 @@ class LayoutEntry:
     A degree that is left out is 1. If any is `auto` the layout is searched for: degrees that
     are given stay, those that are left out are searched, too.
     """
-
-    __pydantic_config__ = STRICT
 
     dp: Degree | None = None
     """Follows from the number of devices; may be left out."""

@@ -1,19 +1,24 @@
-"""Plain data against a dataclass: every fault with its line, in words that say the mend."""
+"""Plain data against a dataclass: every fault with its line, in words that say the mend.
 
-import json
+A field's type is bool, int, float, str, Any, a Literal, a list or tuple of one type, a dict, a
+dataclass, or any of them or None; marks of `fields` may go with it. Nothing is converted, but that
+a whole number may stand for a float. A key that is no field is a fault, unless the dataclass
+``ignores_others``.
+"""
+
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import MISSING, Field, fields, is_dataclass
 from difflib import get_close_matches
-from functools import cache
-from typing import Any, TypeVar, get_args, get_type_hints
-
-from pydantic import TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
+from functools import partial
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from planner.spec.faults import Document, Faults, Keys, show
+from planner.spec.fields import Bounds, Reader
 
 Shape = TypeVar("Shape")
+Book = Callable[[Keys, str], None]
 
 _FEW = 6
 """So many choices are listed whatever was written."""
@@ -39,14 +44,9 @@ def check(
         message = f"{show(data)} is not a mapping; write its keys indented below it: "
         faults.add(document, keys, message + ", ".join(names(shape)))
         return None
-    try:
-        made: Shape = _adapter(shape).validate_json(json.dumps(data), strict=True)
-    except ValidationError as error:
-        for detail in error.errors(include_url=False):
-            at = _inside(data, detail["loc"])
-            faults.add(document, (*keys, *at), _say(detail, (*keys, *at), shape))
-        return None
-    return made
+    before = len(faults)
+    made = _section(data, shape, keys, partial(faults.add, document))
+    return made if len(faults) == before else None
 
 
 def names(shape: type) -> list[str]:
@@ -67,131 +67,153 @@ def listed(known: list[str]) -> str:
     return f"choose from {', '.join(known)}"
 
 
-_adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
+def _section(data: dict[Any, Any], shape: type[Shape], at: Keys, book: Book) -> Shape:
+    """The dataclass, as far as there are no faults."""
+    made = object.__new__(shape)
+    known: type = shape
+    for field in fields(known):
+        value = _field(data, field, (*at, field.name), book)
+        object.__setattr__(made, field.name, value)
+    if not getattr(shape, "ignores_others", False):
+        keys = names(shape)
+        for key in data:
+            if key not in keys:
+                book((*at, key), f"is not a key here; {suggest(str(key), keys)}")
+    return made
 
 
-def _inside(data: Any, location: tuple[int | str, ...]) -> Keys:
-    """The part of pydantic's location that is a path in the data, with a missing last key."""
-    keys: Keys = ()
-    for step in location:
-        held = isinstance(data, dict) or (isinstance(data, list) and isinstance(step, int))
-        if not held:
-            break
-        keys = (*keys, step)
-        try:
-            data = data[step]
-        except (KeyError, IndexError):
-            break
-    return keys
+def _field(data: dict[Any, Any], field: Field[Any], at: Keys, book: Book) -> Any:
+    """What is written, or the default."""
+    if field.name in data:
+        return _read(data[field.name], field.type, at, book)
+    if field.default_factory is not MISSING:
+        return field.default_factory()
+    if field.default is MISSING:
+        example = _EXAMPLES.get(field.name)
+        mend = f"add `{field.name}: {example}`" if example else "add it"
+        book(at, f"is missing; {mend}")
+    return field.default
 
 
-def _say(detail: ErrorDetails, keys: Keys, shape: type) -> str:
-    words = _WORDS.get(detail["type"])
-    if words is not None:
-        return words(detail, keys, shape)
-    return f"{show(detail['input'])}: {detail['msg']}"
+def _read(value: Any, kind: Any, at: Keys, book: Book) -> Any:
+    """The value of a type; None if it has faults."""
+    try:
+        return _value(value, kind, at, book)
+    except ValueError as error:
+        book(at, str(error))
+        return None
 
 
-def _missing(detail: ErrorDetails, keys: Keys, shape: type) -> str:
-    del detail, shape
-    example = _EXAMPLES.get(str(keys[-1]))
-    return f"is missing; add `{keys[-1]}: {example}`" if example else "is missing; add it"
+def _value(value: Any, kind: Any, at: Keys, book: Book) -> Any:
+    """The same; raises ValueError with a fault of the value itself."""
+    return _READERS.get(get_origin(kind), _plain)(value, kind, at, book)
 
 
-def _unknown(detail: ErrorDetails, keys: Keys, shape: type) -> str:
-    """Offer the keys of the innermost section that pydantic was in."""
-    section = shape
-    for step in detail["loc"][:-1]:
-        section = _section(section, str(step))
-    return f"is not a key here; {suggest(str(keys[-1]), names(section))}"
+def _marked(value: Any, kind: Any, at: Keys, book: Book) -> Any:
+    """What `Reader` makes of a value first, and what it must keep then."""
+    inner, *marks = get_args(kind)
+    for mark in marks:
+        if isinstance(mark, Reader):
+            value = mark.read(value)
+    value = _value(value, inner, at, book)
+    for mark in marks:
+        if isinstance(mark, Bounds):
+            _keep(value, mark)
+    return value
 
 
-def _section(shape: type, name: str) -> type:
-    """The dataclass that a field holds, optional or not."""
-    hint = get_type_hints(shape)[name]
-    held: type = next(
-        each for each in (hint, *get_args(hint)) if hasattr(each, "__pydantic_config__")
+def _optional(value: Any, kind: Any, at: Keys, book: Book) -> Any:
+    held = next(each for each in get_args(kind) if each is not NoneType)
+    return None if value is None else _value(value, held, at, book)
+
+
+def _keep(value: float, bounds: Bounds) -> None:
+    above, least, most = bounds
+    broken = (
+        f"above {above:g}" if above is not None and not value > above else "",
+        f"of at least {least:g}" if least is not None and not value >= least else "",
+        f"of at most {most:g}" if most is not None and not value <= most else "",
     )
-    return held
+    for word in filter(None, broken):
+        raise ValueError(f"{show(value)} is out of bounds; write a number {word}")
 
 
-def _int(detail: ErrorDetails, keys: Keys, shape: type) -> str:
-    del keys, shape
-    value = detail["input"]
+def _choice(value: Any, kind: Any, at: Keys, book: Book) -> Any:
+    del at, book
+    choices = get_args(kind)
+    for choice in choices:
+        if value == choice and type(value) is type(choice):
+            return value
+    known = [str(choice) for choice in choices]
+    if value in known:  # a number in quotes
+        raise ValueError(f"{show(value)} is not a choice; write {value} without quotes")
+    mend = listed(known) if len(known) <= _FEW else suggest(str(value), known)
+    raise ValueError(f"{show(value)} is not a choice; {mend}")
+
+
+def _items(value: Any, kind: Any, at: Keys, book: Book) -> Any:
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{show(value)} is not a list; write it in brackets")  # noqa: TRY004
+    item, *_ = get_args(kind)
+    listed_in_file = isinstance(value, list)  # else `Reader` has put it in a tuple
+    places = [(*at, place) if listed_in_file else at for place in range(len(value))]
+    read = [_read(each, item, place, book) for each, place in zip(value, places, strict=True)]
+    return get_origin(kind)(read)
+
+
+def _mapping(value: Any, kind: Any, at: Keys, book: Book) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(  # noqa: TRY004 - a fault of the file, as all that are told
+            f"{show(value)} is not a mapping; write the keys of {at[-1]} below it"
+        )
+    shape: type[Any] = kind
+    return _section(value, shape, at, book) if is_dataclass(kind) else value
+
+
+def _plain(value: Any, kind: Any, at: Keys, book: Book) -> Any:
+    if is_dataclass(kind):
+        return _mapping(value, kind, at, book)
+    if kind is Any:
+        return value
+    taken = (int, float) if kind is float else kind
+    if not isinstance(value, taken) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{show(value)} {_WORDS[kind](value)}")
+    return float(value) if kind is float else value
+
+
+_READERS: Mapping[Any, Callable[[Any, Any, Keys, Book], Any]] = {
+    Annotated: _marked,
+    Union: _optional,
+    UnionType: _optional,
+    Literal: _choice,
+    list: _items,
+    tuple: _items,
+    dict: _mapping,
+}
+"""How a value is read, by what its type is made with."""
+
+
+def _int(value: Any) -> str:
     text = str(value).replace("_", "").replace(",", "")
     if isinstance(value, float) and value.is_integer():
         text = str(int(value))
     mend = f"write {text}" if re.fullmatch(r"-?\d+", text) else "write it without quotes or unit"
-    return f"{show(value)} is not a whole number; {mend}"
+    return f"is not a whole number; {mend}"
 
 
-def _float(detail: ErrorDetails, keys: Keys, shape: type) -> str:
-    del keys, shape
-    return f"{show(detail['input'])} is not a number; write it without quotes or unit"
+def _float(value: Any) -> str:
+    del value
+    return "is not a number; write it without quotes or unit"
 
 
-def _bool(detail: ErrorDetails, keys: Keys, shape: type) -> str:
-    del keys, shape
-    return f"{show(detail['input'])} is neither true nor false; write one of them, without quotes"
+def _bool(value: Any) -> str:
+    del value
+    return "is neither true nor false; write one of them, without quotes"
 
 
-def _text(detail: ErrorDetails, keys: Keys, shape: type) -> str:
-    del keys, shape
-    value = detail["input"]
+def _text(value: Any) -> str:
     mend = f"write '{value}'" if isinstance(value, int | float) else "write a name"
-    return f"{show(value)} is not text; {mend}"
+    return f"is not text; {mend}"
 
 
-def _choice(detail: ErrorDetails, keys: Keys, shape: type) -> str:
-    del keys, shape
-    choices = re.findall(r"'([^']*)'|(\d+)", detail["ctx"]["expected"])
-    known = [text or number for text, number in choices]
-    value = detail["input"]
-    if value in known:  # a number in quotes
-        return f"{show(value)} is not a choice; write {value} without quotes"
-    few = len(known) <= _FEW
-    return f"{show(value)} is not a choice; {listed(known) if few else suggest(str(value), known)}"
-
-
-def _bound(word: str, key: str) -> Callable[[ErrorDetails, Keys, type], str]:
-    def say(detail: ErrorDetails, keys: Keys, shape: type) -> str:
-        del keys, shape
-        limit = detail["ctx"][key]
-        return f"{show(detail['input'])} is out of bounds; write a number {word} {limit:g}"
-
-    return say
-
-
-def _value(detail: ErrorDetails, keys: Keys, shape: type) -> str:
-    del keys, shape
-    return str(detail["ctx"]["error"])
-
-
-def _mapping(detail: ErrorDetails, keys: Keys, shape: type) -> str:
-    del shape
-    return f"{show(detail['input'])} is not a mapping; write the keys of {keys[-1]} below it"
-
-
-def _list(detail: ErrorDetails, keys: Keys, shape: type) -> str:
-    del keys, shape
-    return f"{show(detail['input'])} is not a list; write it in brackets"
-
-
-_WORDS: Mapping[str, Callable[[ErrorDetails, Keys, type], str]] = {
-    "missing": _missing,
-    "unexpected_keyword_argument": _unknown,
-    "int_type": _int,
-    "int_from_float": _int,
-    "float_type": _float,
-    "bool_type": _bool,
-    "string_type": _text,
-    "literal_error": _choice,
-    "greater_than": _bound("above", "gt"),
-    "greater_than_equal": _bound("of at least", "ge"),
-    "less_than": _bound("below", "lt"),
-    "less_than_equal": _bound("of at most", "le"),
-    "value_error": _value,
-    "dataclass_type": _mapping,
-    "dict_type": _mapping,
-    "list_type": _list,
-}
+_WORDS: Mapping[type, Callable[[Any], str]] = {int: _int, float: _float, bool: _bool, str: _text}

@@ -1,13 +1,33 @@
 """Types of what a file may hold, with their bounds and how an editor completes them."""
 
-from typing import Annotated, Any
-
-from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, NamedTuple
 
 from planner.units import parse_bytes
 
-STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=False)
-"""For ``__pydantic_config__``: a key that is not a field is a fault."""
+
+class Bounds(NamedTuple):
+    """What a number must keep; None: anything."""
+
+    above: float | None = None
+    least: float | None = None
+    most: float | None = None
+
+
+class Reader(NamedTuple):
+    """What is done to a value as it is written, before its type is checked."""
+
+    read: Callable[[Any], Any]
+    """Raises ValueError with the fault and its mend."""
+
+
+@dataclass(frozen=True, eq=False)
+class Schema:
+    """How an editor sees the value, where that is not its type."""
+
+    schema: Mapping[str, Any]
+
 
 _SIZE_SCHEMA = {
     "type": "string",
@@ -15,12 +35,12 @@ _SIZE_SCHEMA = {
     "examples": ["80GiB"],
 }
 
-Count = Annotated[int, Field(gt=0, le=2**31)]
-NumNodes = Annotated[int, Field(gt=0, le=2**20)]
-NumDevices = Annotated[int, Field(gt=0, le=2**10)]
-Tokens = Annotated[int, Field(gt=0, le=2**27)]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0, le=1e9)]
+Count = Annotated[int, Bounds(above=0, most=2**31)]
+NumNodes = Annotated[int, Bounds(above=0, most=2**20)]
+NumDevices = Annotated[int, Bounds(above=0, most=2**10)]
+Tokens = Annotated[int, Bounds(above=0, most=2**27)]
+Share = Annotated[float, Bounds(least=0.0, most=1.0)]
+Positive = Annotated[float, Bounds(above=0.0, most=1e9)]
 
 
 def _size(value: object) -> int:
@@ -35,8 +55,8 @@ def whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Bytes = Annotated[int, BeforeValidator(_size), WithJsonSchema(_SIZE_SCHEMA)]
-Elements = Annotated[int, Field(ge=0), BeforeValidator(whole)]
+Bytes = Annotated[int, Reader(_size), Schema(_SIZE_SCHEMA)]
+Elements = Annotated[int, Bounds(least=0), Reader(whole)]
 """Counts elements, not bytes, as DeepSpeed's buckets do."""
-Whole = Annotated[int, Field(gt=0, le=2**31), BeforeValidator(whole)]
+Whole = Annotated[int, Bounds(above=0, most=2**31), Reader(whole)]
 """A count in DeepSpeed's files."""

@@ -9,7 +9,7 @@ from planner.spec.cluster import Cluster, Device
 from planner.spec.devices import device, link
 from planner.spec.door import check
 from planner.spec.faults import Document, Faults, Keys, show
-from planner.spec.fields import STRICT, Bytes, Count, NumDevices, NumNodes, Positive
+from planner.spec.fields import Bytes, Count, NumDevices, NumNodes, Positive
 
 Found = TypeVar("Found")
 
@@ -28,8 +28,6 @@ _STAND_IN = Device(
 @dataclass(init=False, eq=False, repr=False)
 class DeviceEntry:
     """A device that is not in the catalogue, under the keys of the catalogue."""
-
-    __pydantic_config__ = STRICT
 
     like: str | None = None
     """A device of the catalogue from which everything that is not said here is taken."""
@@ -55,8 +53,6 @@ class DeviceEntry:
 @dataclass(init=False, eq=False, repr=False)
 class ClusterEntry:
     """Equal nodes of equal devices."""
-
-    __pydantic_config__ = STRICT
 
     nodes: NumNodes
     devices_per_node: NumDevices

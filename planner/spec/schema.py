@@ -7,19 +7,27 @@ Written by ``python -m planner.spec.schema`` into schema.json beside this file.
 import ast
 import inspect
 import json
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
-
-from pydantic import TypeAdapter
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from planner.spec import deepspeed_keys
 from planner.spec.deepspeed_keys import DeepSpeedKeys
 from planner.spec.degrees import LayoutEntry
-from planner.spec.fields import STRICT
+from planner.spec.fields import Bounds, Schema
 from planner.spec.machines import ClusterEntry, DeviceEntry
 from planner.spec.search import Search
 from planner.spec.training import Training
+
+_NAMES = {
+    bool: "boolean",
+    int: "integer",
+    float: "number",
+    str: "string",
+    dict: "object",
+    NoneType: "null",
+}
 
 SCHEMA_PATH = Path(__file__).parent / "schema.json"
 
@@ -27,8 +35,6 @@ SCHEMA_PATH = Path(__file__).parent / "schema.json"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class File:
     """A model, the machines, how it is trained, and how it is laid out over them."""
-
-    __pydantic_config__ = STRICT
 
     model: str | dict[str, Any]
     """A name of `planner models`, a path to a Hugging Face config.json (or its folder), or the
@@ -43,16 +49,13 @@ class File:
 
 def make_schema() -> dict[str, Any]:
     """Derive the schema from the classes that the loader checks against."""
-    schema = TypeAdapter(File).json_schema()
-    definitions = schema["$defs"]
-    definitions["DeviceEntry"] = TypeAdapter(DeviceEntry).json_schema()
-    for shape in _shapes(File) | {DeviceEntry}:
-        section = schema if shape is File else definitions[shape.__name__]
-        _describe(section, shape)
+    shapes = sorted(_shapes(File) - {File}, key=lambda shape: shape.__name__)
+    definitions = {shape.__name__: _section(shape) for shape in (*shapes, DeviceEntry)}
     names = {"type": "string", "description": "A name of `planner devices`."}
     device = {"anyOf": [names, {"$ref": "#/$defs/DeviceEntry"}]}
     definitions["ClusterEntry"]["properties"]["device"] |= device
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema
+    draft = "https://json-schema.org/draft/2020-12/schema"
+    return {"$schema": draft, "$defs": definitions} | _section(File)
 
 
 def _shapes(shape: type) -> set[type]:
@@ -65,15 +68,57 @@ def _shapes(shape: type) -> set[type]:
     return found
 
 
-def _describe(section: dict[str, Any], shape: type) -> None:
-    """Add the docstrings of the fields; DeepSpeed's may all be ``auto``."""
+def _section(shape: type) -> dict[str, Any]:
+    """What the mapping of a dataclass may hold; DeepSpeed's values may all be ``auto``."""
     texts = _docstrings(shape)
-    for name, entry in section["properties"].items():
-        entry.pop("title", None)
-        if name in texts:
-            entry["description"] = texts[name]
-        if shape.__module__ == deepspeed_keys.__name__ and "$ref" not in json.dumps(entry):
-            section["properties"][name] = _or_auto(entry)
+    told = fields(shape)
+    section: dict[str, Any] = {"description": inspect.getdoc(shape), "type": "object"}
+    if not getattr(shape, "ignores_others", False):
+        section["additionalProperties"] = False
+    section["properties"] = {field.name: _entry(shape, field, texts) for field in told}
+    required = [
+        field.name
+        for field in told
+        if field.default is MISSING and field.default_factory is MISSING
+    ]
+    return section | ({"required": required} if required else {})
+
+
+def _entry(shape: type, field: Field[Any], texts: dict[str, str]) -> dict[str, Any]:
+    entry = _type(field.type)
+    if field.default is not MISSING:
+        entry["default"] = field.default
+    if field.name in texts:
+        entry["description"] = texts[field.name]
+    own = shape.__module__ != deepspeed_keys.__name__ or "$ref" in json.dumps(entry)
+    return entry if own else _or_auto(entry)
+
+
+def _type(kind: Any) -> dict[str, Any]:
+    """What a value of a type may be."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _marked(inner[0], inner[1:])
+    if origin in {Union, UnionType}:
+        every = [_type(each) for each in inner]
+        return {"anyOf": [one for each in every for one in each.get("anyOf", [each])]}
+    if origin is Literal:
+        return {"enum": list(inner)} if len(inner) > 1 else {"const": inner[0]}
+    if origin is list:
+        return {"type": "array", "items": _type(inner[0])}
+    if is_dataclass(kind):
+        return {"$ref": f"#/$defs/{getattr(kind, '__name__', '')}"}
+    return {"type": _NAMES[origin or kind]} if kind is not Any else {}
+
+
+def _marked(kind: Any, marks: tuple[Any, ...]) -> dict[str, Any]:
+    for mark in marks:
+        if isinstance(mark, Schema):
+            return dict(mark.schema)
+    bounds = [mark for mark in marks if isinstance(mark, Bounds)]
+    words = ("exclusiveMinimum", "minimum", "maximum")
+    kept = [(word, value) for mark in bounds for word, value in zip(words, mark, strict=True)]
+    return _type(kind) | {word: value for word, value in kept if value is not None}
 
 
 def _or_auto(entry: dict[str, Any]) -> dict[str, Any]:

@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
-
-from planner.spec.fields import STRICT, Count, Positive, whole
+from planner.spec.fields import Bounds, Count, Positive, Reader, Schema, whole
 from planner.spec.layout import ZeroStage
 from planner.spec.training import Recompute
 
@@ -17,21 +15,21 @@ def _listed(value: Any) -> Any:
     """One choice is written without brackets."""
     if value == []:
         raise ValueError("holds no choice; write one, or leave the key out")
-    return tuple(value) if isinstance(value, list) else (value,)
+    return value if isinstance(value, list) else (value,)
 
 
-def _schema(item: dict[str, Any]) -> WithJsonSchema:
+def _schema(item: dict[str, Any]) -> Schema:
     listed = {"type": "array", "items": item, "minItems": 1}
-    return WithJsonSchema({"anyOf": [item, listed]})
+    return Schema({"anyOf": [item, listed]})
 
 
-_LISTED = BeforeValidator(_listed)
+_LISTED = Reader(_listed)
 _COUNTS = _schema({"type": "integer", "minimum": 1})
 _STAGES = _schema({"enum": [0, 1, 2, 3]})
 _RECOMPUTES = _schema({"enum": ["none", "selective", "full"]})
 _OFFLOADS = _schema({"enum": ["none", "optimizer", "all"]})
 
-Tokens = Annotated[int, Field(gt=0, le=10**18), BeforeValidator(whole)]
+Tokens = Annotated[int, Bounds(above=0, most=10**18), Reader(whole)]
 Counts = Annotated[tuple[Count, ...], _LISTED, _COUNTS]
 Stages = Annotated[tuple[ZeroStage, ...], _LISTED, _STAGES]
 Recomputes = Annotated[tuple[Recompute, ...], _LISTED, _RECOMPUTES]
@@ -44,8 +42,6 @@ class Search:
 
     Degrees that stand in ``layout`` beside an ``auto`` are kept as well.
     """
-
-    __pydantic_config__ = STRICT
 
     tp: Counts | None = None
     """Left out: what divides the devices of a node; wider ones only where they are listed."""

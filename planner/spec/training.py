@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field
-
-from planner.spec.fields import STRICT, Count, Share, Tokens
+from planner.spec.fields import Bounds, Count, Share, Tokens
 
 Precision = Literal["fp32", "fp16", "bf16"]
 OptimizerName = Literal["adamw", "sgd", "lion", "muon", "adamw_8bit"]
@@ -19,8 +17,6 @@ LossKernel = Literal["eager", "fused", "chunked", "in_place"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
     """One optimizer step, as far as memory sees it."""
-
-    __pydantic_config__ = STRICT
 
     sequence_length: Tokens
     micro_batch_size: Count = 1
@@ -52,5 +48,5 @@ class Training:
     """The training loop holds the model's output, logits included, until the step is over."""
     dropout: bool = True
     """Apply the dropout probabilities of the model's configuration."""
-    expert_imbalance: Annotated[float, Field(ge=1.0, le=1e6)] = 1.0
+    expert_imbalance: Annotated[float, Bounds(least=1.0, most=1e6)] = 1.0
     """Tokens of the fullest expert rank over the mean."""
