@@ -17,7 +17,7 @@ from planner.engines.deepspeed.strategy import Setup, Strategy
 from planner.engines.deepspeed.walk import Handles, StepWalk, passes
 from planner.engines.deepspeed.zero3 import zero_three
 from planner.engines.deepspeed.zero3_modules import leaf_modules, viewed_parameters
-from planner.engines.elements import SIZES, TOKEN_BYTES
+from planner.engines.elements import SIZES, token_bytes
 from planner.layout.cut import registered_parameters
 from planner.layout.stage import Stage
 from planner.memory.timeline import Timeline
@@ -161,6 +161,6 @@ def _walk(
         layers=passes(stage, tapes),
         strategy=strategy,
         micro_steps=run.micro_steps,
-        batch_bytes=2 * TOKEN_BYTES * tokens,
+        batch_bytes=token_bytes(run.layout.sp) * tokens,
         handles=handles,
     )

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from planner.engines.elements import SIZES, TOKEN_BYTES
+from planner.engines.elements import SIZES, token_bytes
 from planner.search.closed.cut import Layers
 from planner.search.closed.profile import Ints, Profile
 from planner.search.closed.stages import Moment, Passes, Stages, later
@@ -28,7 +28,7 @@ def alone(stages: Stages) -> Iterator[Moment]:
     passes, column = stages.passes, stages.column
     many = stages.micro_steps > 1
     base = column("resident") + stages.workspaces
-    batch = 2 * TOKEN_BYTES * stages.tokens
+    batch = token_bytes(stages.run.layout.sp) * stages.tokens
     rest = batch + stages.layers.held
     owned, gradients, buffers = (column(name) for name in ("owned", "gradients", "buffers"))
     waiting = many * (gradients + buffers if stages.gathers_at_the_end else owned)

@@ -22,6 +22,7 @@ from planner.spec.load import Spec
 from planner.validate.train import Phase
 from planner.validate.train.loop import Loop
 from planner.validate.train.optimizer import parameter_groups, start
+from planner.validate.train.sequence import share, share_attention
 from planner.validate.train.settings import dtype_of, offloads_optimizer, settings
 
 NOT_READ = {"auto_map", "quantization_config", "torch_dtype", "dtype", "transformers_version"}
@@ -64,7 +65,8 @@ class HuggingFace:
             model.gradient_checkpointing_enable()
         groups = parameter_groups(model.parameters(), training)
         on_host = offloads_optimizer(self.spec)
-        engine = start(model, groups, training, on_host=on_host, config=keys)
+        grid = share_attention(model, self.spec) if self.spec.fixed_layout.sp > 1 else None
+        engine = start(model, groups, training, on_host=on_host, config=keys, mpu=grid)
         self._loop = Loop(
             micro_steps=self.spec.micro_steps,
             keep_output=training.keep_logits,
@@ -80,13 +82,16 @@ class HuggingFace:
 
     def _batches(self, vocabulary: int) -> Any:
         """Random tokens, the same on all ranks that share a model's tensors."""
-        training, place = self.spec.training, coordinates(self.rank, self.spec.fixed_layout)
+        training, layout = self.spec.training, self.spec.fixed_layout
+        place = coordinates(self.rank, layout)
         shape = (training.micro_batch_size, training.sequence_length)
         random = torch.Generator().manual_seed(self.seed * 65_537 + place.dp)
 
         def batch() -> dict[str, Any]:
             tokens = torch.randint(0, vocabulary, shape, generator=random)
             tokens = tokens.to(get_accelerator().current_device_name())
+            if layout.sp > 1:
+                return share(tokens, rank=place.sp, size=layout.sp)
             return {"input_ids": tokens, "labels": tokens.clone()}
 
         return batch
