@@ -1,17 +1,10 @@
 """A case's plan, read as the entry's quantity: like is compared with like."""
 
-from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from planner.accuracy.case import Case, Engine, UnsupportedError
-from planner.engines.ddp import stage as ddp
+from planner.accuracy.case import Case, UnsupportedError
+from planner.engines.alike import held_stages, plan_stage
 from planner.engines.deepspeed.communicators import num_all_to_all_peers, num_communicators
-from planner.engines.elements import FP32_BYTES, SIZES
-from planner.engines.fsdp import stage as fsdp
-from planner.engines.megatron import stage as megatron
-from planner.engines.megatron.state import Run as MegatronRun
-from planner.layout.cut import stages
-from planner.layout.ranks import PartitionIndex
 from planner.layout.stage import Stage
 from planner.memory.beyond import Beyond, beyond
 from planner.memory.timeline import PhasePeak
@@ -71,7 +64,8 @@ class Sizes(NamedTuple):
 
 def predict(case: Case, *, num_iterations: int | None) -> Sizes:
     """Plan a case and pick the rank that was read."""
-    phases = _PLANNERS[case.engine](case)
+    planned = _deepspeed if case.spec.framework.engine == "deepspeed" else _alike
+    phases = planned(case)
     if num_iterations == 1:
         phases = tuple(phase for phase in phases if phase.phase.startswith(FIRST))
     return Sizes(phases, _beyond(case, phases), case.spec.cluster.device.memory_bytes)
@@ -98,30 +92,15 @@ def _deepspeed(case: Case) -> tuple[PhasePeak, ...]:
     raise UnsupportedError(f"there is no pipeline stage {stage}")
 
 
-def _megatron(case: Case) -> tuple[PhasePeak, ...]:
+def _alike(case: Case) -> tuple[PhasePeak, ...]:
     """Ranks of a stage are alike."""
-    spec, layout = case.spec, case.spec.fixed_layout
-    parts = _parts(case.megatron.blocks_per_stage, len(case.model.tail))
-    held = stages(case.model, layout, spec.training, spec.deepspeed, told=parts)
-    run = MegatronRun(
-        model=case.model,
-        training=spec.training,
-        layout=layout,
-        options=case.megatron,
-        device=spec.cluster.device,
-        micro_steps=spec.micro_steps,
-    )
-    chosen = _chosen(held, case)
-    every = [megatron.run_stage(run, stage).fold(PartitionIndex(0, 0)) for stage in chosen]
+    spec = case.spec
+    shards = spec.fixed_layout.dp if case.states_shared else 1
+    every = [
+        plan_stage(spec, case.model, stage, state_shards=shards)
+        for stage in _chosen(held_stages(spec, case.model), case)
+    ]
     return max(every, key=lambda phases: max(phase.peak_bytes for phase in phases))
-
-
-def _parts(blocks: tuple[int, ...], num_last: int) -> tuple[range, ...]:
-    """Places of each stage's layers: the first has the stem, too, the last the model's tail."""
-    ends = [1 + sum(blocks[: place + 1]) for place in range(len(blocks))]
-    if ends:
-        ends[-1] += num_last
-    return tuple(range(first, end) for first, end in zip([0, *ends], ends, strict=False))
 
 
 def _chosen(held: tuple[Stage, ...], case: Case) -> tuple[Stage, ...]:
@@ -133,49 +112,6 @@ def _chosen(held: tuple[Stage, ...], case: Case) -> tuple[Stage, ...]:
     if case.where >= len(held):
         raise UnsupportedError(f"there is no pipeline stage {case.where}")
     return (held[case.where],)
-
-
-def _ddp(case: Case) -> tuple[PhasePeak, ...]:
-    """All devices hold the same."""
-    spec, layout = case.spec, case.spec.fixed_layout
-    (held,) = stages(case.model, layout, spec.training, spec.deepspeed)
-    run = ddp.Run(
-        model=case.model,
-        training=spec.training,
-        layout=layout,
-        device=spec.cluster.device,
-        micro_steps=spec.micro_steps,
-        state_shards=layout.dp if case.sharding.states_only else 1,
-    )
-    return ddp.run_stage(run, held).fold(PartitionIndex(0, 0))
-
-
-def _fsdp(case: Case) -> tuple[PhasePeak, ...]:
-    """All devices of a stage hold the same, but for padding."""
-    spec, layout = case.spec, case.spec.fixed_layout
-    held, *_ = _chosen(stages(case.model, layout, spec.training, spec.deepspeed), case)
-    sizes = SIZES[spec.training.precision]
-    run = fsdp.Run(
-        model=case.model,
-        training=spec.training,
-        layout=layout,
-        device=spec.cluster.device,
-        micro_steps=spec.micro_steps,
-        sharded_bytes=FP32_BYTES if case.sharding.in_fp32 else sizes,
-        replicas=case.sharding.replicas,
-        reshard_after_forward=case.sharding.reshard_after_forward,
-        reduce_bytes=FP32_BYTES if case.sharding.reduced_in_fp32 else None,
-        forward_prefetch=case.sharding.forward_prefetch,
-    )
-    return fsdp.run_stage(run, held).fold(PartitionIndex(0, 0))
-
-
-_PLANNERS: Mapping[Engine, Callable[[Case], tuple[PhasePeak, ...]]] = {
-    "ddp": _ddp,
-    "deepspeed": _deepspeed,
-    "fsdp": _fsdp,
-    "megatron": _megatron,
-}
 
 
 def _exact(size: int) -> Predicted:

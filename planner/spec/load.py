@@ -15,12 +15,19 @@ from planner.spec.degrees import Degrees, make_layout, read_degrees
 from planner.spec.document import read_document
 from planner.spec.door import check, suggest
 from planner.spec.faults import Document, Faults, show
+from planner.spec.frameworks import (
+    SECTIONS,
+    Framework,
+    agree_on_layout,
+    agree_on_training,
+    read_framework,
+)
 from planner.spec.layout import Layout
 from planner.spec.machines import read_cluster
 from planner.spec.search import Search
 from planner.spec.training import Training
 
-_SECTIONS = ["model", "cluster", "training", "layout", "search", "deepspeed"]
+_SECTIONS = ["model", "cluster", "training", "layout", "search", "adapters", "engine", *SECTIONS]
 _REQUIRED = {
     "model": "model: llama-3-8b",
     "cluster": "cluster: {nodes: 1, devices_per_node: 8, device: h100-sxm-80gb}",
@@ -40,6 +47,7 @@ class Spec:
     layout: Layout | Literal["auto"]
     """auto: to be searched for."""
     deepspeed: DeepSpeed
+    framework: Framework = field(default_factory=Framework)
     pinned: Mapping[str, int] = field(default_factory=dict)
     """The degrees that a search must keep, ``zero_stage`` among them."""
     search: Search = field(default_factory=Search)
@@ -94,10 +102,14 @@ def load(path: Path | str) -> Spec:
     degrees = read_degrees(document, faults)
     search = _read_search(document, faults)
     said = read_keys(document, faults)
+    framework = read_framework(document, faults)
     parts = _Parts(document=document, degrees=degrees, cluster=cluster, said=said, faults=faults)
     layout = parts.layout()
     if training is not None:
+        training = agree_on_training(document, framework, training, faults)
         training = parts.agree(training, layout)
+        if layout is not None:
+            framework = agree_on_layout(document, framework, training, layout, faults)
     faults.told()
     if not (cluster and training and degrees and said and search):
         raise AssertionError(document.path)
@@ -108,6 +120,7 @@ def load(path: Path | str) -> Spec:
         training=training,
         layout=layout or "auto",
         deepspeed=make_deepspeed(said),
+        framework=framework,
         pinned=parts.pinned(),
         search=search,
         auto_keys=auto_keys(said),

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from planner.accuracy.case import Case, Engine, Sharding, UnsupportedError, Where
+from planner.accuracy.case import Case, UnsupportedError, Where
 from planner.accuracy.entries import Entry, whole
 from planner.accuracy.translate.groups import with_groups
 from planner.accuracy.translate.models import Keys, configuration
@@ -15,9 +15,9 @@ from planner.model.load import load_model
 from planner.spec.cluster import Cluster, Device
 from planner.spec.deepspeed import DeepSpeed
 from planner.spec.devices import device
+from planner.spec.frameworks import Framework
 from planner.spec.layout import Layout, ZeroStage
 from planner.spec.load import Spec
-from planner.spec.megatron import Megatron
 from planner.spec.training import AttentionKernel, LossKernel, Precision, Recompute, Training
 
 DEVICES_PER_NODE = 8
@@ -195,12 +195,11 @@ class Reader:
         training: Training,
         stage: ZeroStage,
         deepspeed: DeepSpeed | None = None,
-        engine: Engine = "deepspeed",
-        sharding: Sharding | None = None,
-        megatron: Megatron | None = None,
+        framework: Framework | None = None,
         vocabulary: int | None = None,
         tuning: Tuning | None = None,
         spread: bool = True,
+        states_shared: bool = False,
     ) -> Case:
         """The entry with what a framework's translator made of it."""
         cluster = self.cluster()
@@ -216,11 +215,10 @@ class Reader:
                 training=training,
                 layout=layout,
                 deepspeed=deepspeed or DeepSpeed(),
+                framework=framework or Framework(),
             ),
             model=self._model(keys) if tuning is None else tuned(self._model(keys), tuning),
-            engine=engine,
-            sharding=sharding or Sharding(),
-            megatron=megatron or Megatron(),
+            states_shared=states_shared,
             where=self.where(layout.pp),
             assumptions=tuple(self.assumptions),
         )

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any, cast
 
-from planner.accuracy.case import Case, Sharding, UnsupportedError
+from planner.accuracy.case import Case, UnsupportedError
 from planner.accuracy.entries import Entry, Section, whole
 from planner.accuracy.translate.common import Reader
 from planner.accuracy.translate.single import training_of
@@ -16,6 +16,8 @@ from planner.spec.deepspeed import (
     Pipeline,
     Zero,
 )
+from planner.spec.engines import Fsdp
+from planner.spec.frameworks import Framework
 from planner.spec.layout import ZeroStage
 from planner.spec.training import OptimizerKernel, Training
 
@@ -88,10 +90,10 @@ def _adapters(entry: Entry, reader: Reader) -> Case:
     reader.assume(f"ZeRO-{stage} with adapters is counted as {engine}")
     return reader.case(
         training=training,
-        engine="fsdp" if partitioned else "ddp",
+        framework=Framework(engine="fsdp" if partitioned else "ddp", fsdp=Fsdp(version=1)),
         stage=0,
         tuning=tuning,
-        sharding=Sharding(in_fp32=True, states_only=stage > 0 and not partitioned),
+        states_shared=stage > 0 and not partitioned,
     )
 
 

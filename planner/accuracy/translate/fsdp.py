@@ -2,15 +2,14 @@
 
 from dataclasses import replace
 
-from planner.accuracy.case import Case, Sharding, UnsupportedError
+from planner.accuracy.case import Case, UnsupportedError
 from planner.accuracy.entries import Entry, whole
 from planner.accuracy.translate.common import Reader
 from planner.accuracy.translate.single import NOT_MIXED, compiled, fusible, training_of
 from planner.accuracy.translate.tuning import tuning_of
-from planner.spec.deepspeed import DeepSpeed, Pipeline
+from planner.spec.engines import Fsdp
+from planner.spec.frameworks import Framework
 from planner.spec.training import Training
-
-_EVENLY = DeepSpeed(pipeline=Pipeline(partition_method="type:Block|Layer"))
 
 
 def translate(entry: Entry) -> Case:
@@ -23,30 +22,28 @@ def translate(entry: Entry) -> Case:
     reader = Reader(entry)
     reader.plain_numbers()
     sharding = _sharding(entry)
-    tuning = tuning_of(entry, reader, autocast=False, cast_by_engine=sharding.in_fp32)
+    tuning = tuning_of(entry, reader, autocast=False, cast_by_engine=sharding.mixed_precision)
     training = _cut(entry, reader, training_of(entry, reader))
     if "foundry" in entry.framework:
         reader.assume("the loss is llm-foundry's default, one fused kernel")
         training = replace(training, loss="in_place")
     return reader.case(
         training=training,
-        deepspeed=_EVENLY,
-        engine="fsdp",
+        framework=Framework(engine="fsdp", fsdp=sharding),
         stage=0,
-        sharding=sharding,
         tuning=tuning,
     )
 
 
-def _sharding(entry: Entry) -> Sharding:
+def _sharding(entry: Entry) -> Fsdp:
     told = str(entry.parallel.get("zero_impl", "")).lower()
     second = entry.framework == "torchtitan" or "fsdp2" in told or "FSDP2" in entry.framework
     kept = any(word in told for word in ("shard_grad_op", "forward=false", "forward=never"))
-    return Sharding(
-        in_fp32=_keeps_fp32(entry),
-        reduced_in_fp32=entry.framework == "torchtitan",
+    return Fsdp(
+        version=2 if second else 1,
+        mixed_precision=_keeps_fp32(entry),
+        reduce_in_fp32=entry.framework == "torchtitan",
         reshard_after_forward=not kept,
-        forward_prefetch=second,
         replicas=whole(entry.parallel, "dp_replicate", 1) or 1,
     )
 

@@ -7,7 +7,7 @@ from planner.accuracy.case import Case, UnsupportedError
 from planner.accuracy.entries import Entry, whole
 from planner.accuracy.translate.common import Reader
 from planner.accuracy.translate.splits import blocks_per_stage, segments
-from planner.spec.deepspeed import DeepSpeed, Pipeline
+from planner.spec.frameworks import Framework
 from planner.spec.layout import Layout
 from planner.spec.megatron import Megatron
 from planner.spec.training import Training
@@ -15,9 +15,6 @@ from planner.units import round_up
 
 VOCABULARY_MULTIPLE = 128
 """``--make-vocab-size-divisible-by``, times tp."""
-
-_EVENLY = DeepSpeed(pipeline=Pipeline(partition_method="type:Block|Layer"))
-"""Megatron divides its transformer layers evenly; the ends go with the first and last stage."""
 
 
 def translate(entry: Entry) -> Case:
@@ -49,9 +46,7 @@ def translate(entry: Entry) -> Case:
     options = _options(entry, layout)
     return reader.case(
         training=training,
-        deepspeed=_EVENLY,
-        engine="megatron",
-        megatron=options,
+        framework=Framework(engine="megatron", megatron=options),
         stage=0,
         vocabulary=_vocabulary(entry, reader, layout),
         spread=False,

@@ -6,6 +6,7 @@ from planner.accuracy.case import Case, UnsupportedError
 from planner.accuracy.entries import Entry, whole
 from planner.accuracy.translate.common import Reader
 from planner.accuracy.translate.tuning import tuning_of
+from planner.spec.frameworks import Framework
 from planner.spec.training import OptimizerKernel, Training
 
 NOT_MIXED = {"no", "None", "False"}
@@ -27,7 +28,7 @@ def translate(entry: Entry) -> Case:
     if compiled(entry) and fusible(entry):
         reader.assume("compiled layers are counted as Megatron's fused kernels")
         training = replace(training, implementation="megatron")
-    return reader.case(training=training, engine="ddp", stage=0, tuning=tuning)
+    return reader.case(training=training, framework=Framework(engine="ddp"), stage=0, tuning=tuning)
 
 
 def training_of(entry: Entry, reader: Reader) -> Training:

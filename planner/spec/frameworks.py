@@ -1,0 +1,129 @@
+"""``engine:`` of a file, the sections of engines that are not DeepSpeed, and ``adapters:``."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, get_args
+
+from planner.spec.adapters import Adapters
+from planner.spec.door import check, listed, suggest
+from planner.spec.engines import EngineName, Fsdp
+from planner.spec.faults import Document, Faults, show
+from planner.spec.layout import Layout
+from planner.spec.megatron import Megatron
+from planner.spec.training import Training
+
+ENGINES: tuple[EngineName, ...] = get_args(EngineName)
+SECTIONS = ("deepspeed", "megatron", "fsdp")
+"""Engines that have a section of their own."""
+
+_AXES: Mapping[EngineName, tuple[str, ...]] = {
+    "megatron": ("tp", "pp", "ep"),
+    "fsdp": (),
+    "ddp": (),
+}
+"""What an engine cuts over besides dp."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Framework:
+    """Who trains, and how."""
+
+    engine: EngineName = "deepspeed"
+    megatron: Megatron = field(default_factory=Megatron)
+    fsdp: Fsdp = field(default_factory=Fsdp)
+    adapters: Adapters | None = None
+
+
+def read_framework(document: Document, faults: Faults) -> Framework:
+    """Read the sections; those with faults, which are booked, are as if they were not there."""
+    data = document.data
+    engine = data.get("engine", "deepspeed")
+    if engine not in ENGINES:
+        known: list[str] = list(ENGINES)
+        mend = suggest(engine, known) if isinstance(engine, str) else listed(known)
+        faults.add(document, ("engine",), f"{show(engine)} is not an engine; {mend}")
+        engine = next((name for name in SECTIONS if name in data), "deepspeed")
+    for name in SECTIONS:
+        if name in data and name != engine:
+            message = f"engine is {engine}; write `engine: {name}`, or leave this section out"
+            faults.add(document, (name,), message)
+    megatron = check(document, ("megatron",), data.get("megatron"), Megatron, faults)
+    fsdp = check(document, ("fsdp",), data.get("fsdp"), Fsdp, faults)
+    adapters = None
+    if "adapters" in data:
+        adapters = check(document, ("adapters",), data["adapters"], Adapters, faults)
+    return Framework(
+        engine=engine,
+        megatron=megatron or Megatron(),
+        fsdp=fsdp or Fsdp(),
+        adapters=adapters,
+    )
+
+
+def agree_on_training(
+    document: Document, framework: Framework, training: Training, faults: Faults
+) -> Training:
+    """Megatron runs its own layers, with a loss and an optimizer of its own."""
+    if framework.engine != "megatron":
+        return training
+    given = document.data["training"]
+    fixed = {
+        "implementation": ("megatron", "leave it out"),
+        "loss": ("eager", "write `megatron: {loss: ...}` instead"),
+        "optimizer": ("adamw", "write adamw"),
+    }
+    for key, (value, mend) in fixed.items():
+        if key in given and given[key] != value:
+            message = f"{show(given[key])}, which engine megatron has not; {mend}"
+            faults.add(document, ("training", key), message)
+    return replace(training, implementation="megatron")
+
+
+def agree_on_layout(
+    document: Document, framework: Framework, training: Training, layout: Layout, faults: Faults
+) -> Framework:
+    """Check a layout against the engine, and settle what Megatron calls by its own names."""
+    if framework.engine == "deepspeed":
+        return framework
+    _check_axes(document, framework, layout, faults)
+    if framework.engine != "megatron":
+        return framework
+    given = document.data.get("megatron") or {}
+    ours: dict[str, Any] = {
+        "expert_model_parallel_size": layout.ep,
+        "sequence_parallel": training.sequence_parallel,
+    }
+    for key, value in ours.items():
+        if key in given and given[key] != value:
+            at = "layout.ep" if key.startswith("expert") else "training.sequence_parallel"
+            message = f"{show(given[key])}, but {at} is {show(value)}; write the same in both"
+            faults.add(document, ("megatron", key), message)
+    etp = given.get("expert_tensor_parallel_size", layout.tp)
+    return replace(
+        framework, megatron=replace(framework.megatron, **ours, expert_tensor_parallel_size=etp)
+    )
+
+
+def _check_axes(document: Document, framework: Framework, layout: Layout, faults: Faults) -> None:
+    engine = framework.engine
+    for axis in ("tp", "pp", "ep", "sp"):
+        degree = getattr(layout, axis)
+        if degree > 1 and axis not in _AXES[engine]:
+            message = (
+                f"{degree}, but {axis} is not planned for {engine}; write {axis}: 1, or an engine "
+                "that has it: " + ("deepspeed" if axis == "sp" else "deepspeed, megatron")
+            )
+            faults.add(document, ("layout", axis), message)
+    if layout.zero_stage:
+        message = f"{layout.zero_stage}, but {engine} has no ZeRO; " + _INSTEAD[engine]
+        faults.add(document, ("layout", "zero_stage"), message)
+    if engine == "fsdp" and layout.dp % framework.fsdp.replicas:
+        message = f"{framework.fsdp.replicas} does not divide dp = {layout.dp}"
+        faults.add(document, ("fsdp", "replicas"), message + "; write a divisor of it")
+
+
+_INSTEAD: Mapping[EngineName, str] = {
+    "megatron": "write 0, and `megatron: {use_distributed_optimizer: true}` for what stage 1 does",
+    "fsdp": "write 0: FSDP shards everything, like stage 3",
+    "ddp": "write 0, or `engine: deepspeed`",
+}
