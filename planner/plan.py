@@ -1,10 +1,8 @@
 """A file's plan: what every rank that differs holds over a step, and whether it fits."""
 
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import groupby
-from typing import Literal, NamedTuple
+from dataclasses import replace
+from typing import NamedTuple
 
 from planner.activations.assumptions import activation_assumptions
 from planner.engines.deepspeed.assumptions import layout_assumptions
@@ -21,98 +19,12 @@ from planner.layout.ranks import PartitionIndex, coordinates, partition_index
 from planner.layout.schedule import in_flight
 from planner.layout.stage import Stage
 from planner.memory.beyond import Beyond, beyond
-from planner.memory.timeline import PhasePeak
 from planner.model.description import Model
 from planner.model.load import load_model
+from planner.model.tuning import with_adapters
+from planner.plan_alike import only, plan_alike
+from planner.planned import Plan, RankPlan, layer_names
 from planner.spec.load import Spec
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RankPlan:
-    """One rank, and all that hold the same."""
-
-    rank: int
-    """The lowest global rank of them."""
-    ranks: tuple[int, ...]
-    """All ranks that hold exactly the same, ascending."""
-    stage: int
-    layers: str
-    """Which layers of the model the stage holds, for people."""
-    coordinates: dict[str, int]
-    """Position on each axis."""
-    local_parameters: int
-    phases: tuple[PhasePeak, ...]
-    beyond: Beyond
-    """Reserved and device memory at the peak, with their bands."""
-    host: dict[str, int]
-    """Bytes that the host keeps for the rank, by name."""
-    notes: tuple[Note, ...]
-    """Why the terms are as large as they are, and who allocates them."""
-
-    @property
-    def num_ranks(self) -> int:
-        """How many ranks hold exactly the same."""
-        return len(self.ranks)
-
-    @property
-    def host_bytes(self) -> int:
-        """All that the host keeps for the rank."""
-        return sum(self.host.values())
-
-    @property
-    def peak(self) -> PhasePeak:
-        """The phase with the highest point; the first of equal ones."""
-        return max(self.phases, key=lambda phase: phase.peak_bytes)
-
-
-def _need(rank: RankPlan) -> tuple[int, int]:
-    """Of the device; where that is full whatever the rank allocates, the allocated bytes tell."""
-    return rank.beyond.device_bytes, rank.beyond.allocated_bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """The answer to one file."""
-
-    spec: Spec
-    model: Model
-    ranks: tuple[RankPlan, ...]
-    """By stage, then by rank."""
-    assumptions: tuple[str, ...]
-    warnings: tuple[str, ...]
-
-    @property
-    def worst(self) -> RankPlan:
-        """The rank that needs most of its device."""
-        return max(self.ranks, key=_need)
-
-    @property
-    def stages(self) -> tuple[RankPlan, ...]:
-        """The worst rank of every stage."""
-        worst: dict[int, RankPlan] = {}
-        for rank in self.ranks:
-            held = worst.get(rank.stage)
-            if held is None or _need(rank) > _need(held):
-                worst[rank.stage] = rank
-        return tuple(worst[stage] for stage in sorted(worst))
-
-    @property
-    def capacity_bytes(self) -> int:
-        """Of one device."""
-        return self.spec.cluster.device.memory_bytes
-
-    @property
-    def headroom_bytes(self) -> int:
-        """What the worst rank leaves of its device; below zero it does not fit."""
-        return self.capacity_bytes - self.worst.beyond.device_bytes
-
-    @property
-    def verdict(self) -> Literal["fits", "tight", "does not fit"]:
-        """tight: the estimate fits, the upper end of its band does not."""
-        if self.headroom_bytes < 0:
-            return "does not fit"
-        high = self.worst.beyond.device_high_bytes
-        return "fits" if high <= self.capacity_bytes else "tight"
 
 
 def make_plan(
@@ -127,6 +39,8 @@ def make_plan(
         RefusedError: DeepSpeed does not run this, or the planner cannot count it; all reasons.
 
     """
+    if spec.framework.engine != "deepspeed":
+        return plan_alike(spec, named_model(spec) if model is None else model)
     run = replace(_run(spec, model), booked=booked)
     cut = (run.model, run.layout, run.training, run.deepspeed)
     ranks = [
@@ -141,12 +55,14 @@ def make_plan(
 
 def plan_rank(spec: Spec, rank: int) -> Plan:
     """Plan one global rank; LayoutError if there is none of that number."""
-    run = _run(spec, None)
-    layout = run.layout
+    layout = spec.fixed_layout
     if not 0 <= rank < layout.num_devices:
         raise LayoutError(
             f"--rank {rank}: the layout has ranks 0 to {layout.num_devices - 1}; choose one of them"
         )
+    if spec.framework.engine != "deepspeed":
+        return only(plan_alike(spec, named_model(spec)), rank)
+    run = _run(spec, None)
     place = coordinates(rank, layout)
     stage = stages(run.model, layout, run.training, run.deepspeed, place.tp)[place.pp]
     index = partition_index(rank, layout, expert_grouping(layout, run.training))
@@ -155,7 +71,12 @@ def plan_rank(spec: Spec, rank: int) -> Plan:
 
 
 def notes_of_passes(spec: Spec, rank: int, model: Model) -> tuple[Note, ...]:
-    """Why a rank's activations are as large as they are; not part of a plan, as it takes longer."""
+    """Why a rank's activations are as large as they are; not part of a plan, as it takes longer.
+
+    DeepSpeed's; other engines tell nothing.
+    """
+    if spec.framework.engine != "deepspeed":
+        return ()
     run = _run(spec, model)
     place = coordinates(rank, run.layout)
     stage = stages(model, run.layout, run.training, run.deepspeed, place.tp)[place.pp]
@@ -190,14 +111,14 @@ def refusals_of(spec: Spec, run: Run) -> tuple[Refusal, ...]:
 
 
 def named_model(spec: Spec) -> Model:
-    """What the file names; a fault of the entry itself is told with the entry's line."""
+    """What the file names, with its adapters; a fault of an entry is told with its line."""
     try:
-        return load_model(spec.model, folder=spec.folder)
+        return with_adapters(load_model(spec.model, folder=spec.folder), spec.framework)
     except ModelError as error:
-        text = str(error)
-        if not text.startswith("model: "):
+        key, _, message = str(error).partition(": ")
+        if key.split(".")[0] not in {"model", "adapters"}:
             raise
-        raise ModelError(f"{spec.at('model')}: {text.removeprefix('model: ')}") from None
+        raise ModelError(f"{spec.at(*key.split('.'))}: {message}") from None
 
 
 def told(spec: Spec, refusal: Refusal) -> str:
@@ -251,7 +172,7 @@ def _rank_plan(
         rank=ranks[0],
         ranks=ranks,
         stage=stage.index,
-        layers=_names(stage),
+        layers=layer_names(stage),
         coordinates=coordinates(ranks[0], run.layout)._asdict(),
         local_parameters=stage.num_parameters,
         phases=phases,
@@ -282,16 +203,6 @@ def _code_assumptions(run: Run) -> tuple[str, ...]:
     """Whether the family's layers, as transformers runs them, were compared with a run."""
     hf = run.training.implementation == "hf"
     return activation_assumptions(run.model) if hf else ()
-
-
-def _names(stage: Stage) -> str:
-    """``stem, blocks 0-19``: what a stage holds, for people."""
-    parts: list[str] = []
-    for kind, layers in groupby(stage.layers, key=lambda layer: layer.placed.layer.kind):
-        prefixes = [layer.placed.prefix for layer in layers]
-        numbers = [n for prefix in (prefixes[0], prefixes[-1]) for n in re.findall(r"\d+", prefix)]
-        parts.append(f"{numbers[0]}-{numbers[-1]}" if kind == "block" else kind)
-    return " ".join(parts)
 
 
 def _plan(spec: Spec, run: Run, ranks: Sequence[RankPlan]) -> Plan:

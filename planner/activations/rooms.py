@@ -35,6 +35,7 @@ def furnished(machine: Machine, layers: Sequence[tuple[Case, Shapes]]) -> Iterat
     for case, shapes in layers:
         room = Room(case, {}, {})
         room.enter(machine)
+        machine.adapter_dropout = case.layer.adapter_dropout
         native = expert_holder(case.layout, case.deepspeed) == "moe"
         own = case.layer.parameters
         for index, parameter in enumerate(own):

@@ -4,7 +4,7 @@ Sources: peft 0.13, tuners/lora/layer.py (``Linear``) and tuners/lora/bnb.py (``
 bitsandbytes 0.44, functional.py (``quantize_4bit``); AutoGPTQ 0.7, qlinear_tritonv2.py.
 """
 
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from planner.model.description import Component, Layer, Model, Parameter, Placed, Storage
@@ -31,13 +31,19 @@ class Tuning:
     """What is trained, and how the rest lies in memory."""
 
     rank: int
-    targets: frozenset[Component]
+    targets: frozenset[Component] = frozenset()
     """Whose matrices have an adapter."""
+    modules: frozenset[str] = frozenset()
+    """Modules, by the last part of their names, whose matrices have one, too."""
     base: Storage = "model"
     """Of the blocks' frozen matrices."""
     adapters: Storage = "model"
     trained: frozenset[Component] = frozenset()
     """Trained whole, beside the adapters."""
+    saved: frozenset[str] = frozenset()
+    """Modules that are trained whole, too, by the last part of their names."""
+    dropout: bool = False
+    """What goes into an adapter is dropped out: a copy and a mask."""
 
 
 def stored_bytes(numel: int, stored: Storage, element_bytes: int) -> int:
@@ -89,14 +95,23 @@ def _layer(layer: Layer, tuning: Tuning, *, turned: bool) -> Layer:
     parameters: list[Parameter] = []
     for parameter in layer.parameters:
         base = tuning.base if layer.kind == "block" and _is_matrix(parameter) else "model"
-        parameters.append(
-            replace(parameter, trained=parameter.component in tuning.trained, stored=base)
-        )
-        if parameter.component in tuning.trained:
+        saved = parameter.component in tuning.trained or module_of(parameter) in tuning.saved
+        parameters.append(replace(parameter, trained=saved, stored=base))
+        if saved:
             parameters.append(_original(parameter))
-        if _has_adapter(parameter, tuning.targets):
+        elif _has_adapter(parameter, tuning):
             parameters += _adapter(parameter, tuning, turned=turned)
-    return replace(layer, parameters=tuple(parameters))
+    return replace(layer, parameters=tuple(parameters), adapter_dropout=tuning.dropout)
+
+
+def module_of(parameter: Parameter) -> str:
+    """Last part of the name of the module that registers it; of a stem's or a head's: its own."""
+    return parameter.name.rpartition(".")[0].rpartition(".")[2]
+
+
+def can_adapt(parameter: Parameter) -> bool:
+    """Whether peft can put an adapter beside it: the weight of a linear layer."""
+    return len(parameter.shape) == MATRIX and parameter.component not in {"embedding", "norm"}
 
 
 def _original(parameter: Parameter) -> Parameter:
@@ -113,8 +128,10 @@ def _is_matrix(parameter: Parameter) -> bool:
     return len(parameter.shape) >= MATRIX and parameter.component != "norm"
 
 
-def _has_adapter(parameter: Parameter, targets: Container[Component]) -> bool:
-    return len(parameter.shape) == MATRIX and parameter.component in targets
+def _has_adapter(parameter: Parameter, tuning: Tuning) -> bool:
+    if parameter.component in tuning.targets:
+        return len(parameter.shape) == MATRIX
+    return module_of(parameter) in tuning.modules and can_adapt(parameter)
 
 
 def _adapter(parameter: Parameter, tuning: Tuning, *, turned: bool) -> list[Parameter]:

@@ -183,6 +183,8 @@ class Layer:
     residual: Residual = "pre"
     hidden_dropout: float = 0.0
     """Of the branches before they join the residual; of the stem: on its output."""
+    adapter_dropout: bool = False
+    """What goes into low-rank adapters is dropped out."""
     positions: Literal["none", "learned"] = "none"
     token_types: bool = False
     """The stem adds an embedding of BERT's two segments."""

@@ -61,6 +61,8 @@ class Machine:
         """Weights of four bits an element, and whether a product unpacks them first."""
         self.autocast: str | None = None
         """To which dtype products cast the weights of adapters; None: not at all."""
+        self.adapter_dropout = False
+        """What goes into an adapter is dropped out."""
         self.cuts: dict[str, Cut] = {}
         """How tensor parallelism has cut the weight of a module; most are whole."""
 

@@ -9,6 +9,7 @@ from planner.activations.eager import (
     Tensor,
     add,
     begin,
+    dropout,
     empty,
     finish,
     like,
@@ -30,7 +31,9 @@ def adapted(m: Machine, name: str, x: Tensor, *, turned: bool) -> Tensor:
         result = _cloned(result)
     with m.part("adapters"):
         wide = to(x, down.dtype)
-        narrow = linear(_cast(m, wide), _cast(m, down))
+        dropped = dropout(wide, float(m.adapter_dropout))
+        del wide
+        narrow = linear(_cast(m, dropped), _cast(m, down))
         raised = scale(linear(narrow, _cast(m, up)))
         output = add(result, raised)
         return to(output, x.dtype)

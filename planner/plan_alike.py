@@ -1,0 +1,69 @@
+"""The plan of a file whose engine lets all ranks of a pipeline stage hold the same."""
+
+from dataclasses import replace
+
+from planner.engines.alike import held_stages, plan_stage
+from planner.engines.deepspeed.communicators import num_all_to_all_peers, num_communicators
+from planner.layout.ranks import coordinates
+from planner.layout.stage import Stage
+from planner.memory.beyond import beyond
+from planner.model.description import Model
+from planner.planned import Plan, RankPlan, layer_names
+from planner.spec.load import Spec
+
+_WITNESS = {
+    "megatron": "Megatron-Core 0.14 was read, not run; experiments/004-published has it beside "
+    "published runs",
+    "fsdp": "FSDP was read (torch 2.4), not run; experiments/004-published has it beside published "
+    "runs",
+    "ddp": "plain PyTorch on CUDA was read, not run; experiments/004-published has it beside "
+    "published runs",
+}
+
+
+def plan_alike(spec: Spec, model: Model) -> Plan:
+    """Plan every stage; ranks of a stage are told once.
+
+    Raises:
+        LayoutError: the layout does not divide what it cuts.
+
+    """
+    ranks = tuple(_rank_plan(spec, model, stage) for stage in held_stages(spec, model))
+    return Plan(
+        spec=spec,
+        model=model,
+        ranks=ranks,
+        assumptions=(_WITNESS[spec.framework.engine], *ranks[0].beyond.assumptions),
+        warnings=spec.warnings,
+    )
+
+
+def only(plan: Plan, rank: int) -> Plan:
+    """The plan of one rank, which is like all of its stage."""
+    held = next(each for each in plan.ranks if rank in each.ranks)
+    place = coordinates(rank, plan.spec.fixed_layout)._asdict()
+    return replace(plan, ranks=(replace(held, rank=rank, ranks=(rank,), coordinates=place),))
+
+
+def _rank_plan(spec: Spec, model: Model, stage: Stage) -> RankPlan:
+    layout, cluster = spec.fixed_layout, spec.cluster
+    size = layout.num_devices // layout.pp
+    ranks = tuple(range(stage.index * size, (stage.index + 1) * size))
+    phases = plan_stage(spec, model, stage)
+    return RankPlan(
+        rank=ranks[0],
+        ranks=ranks,
+        stage=stage.index,
+        layers=layer_names(stage),
+        coordinates=coordinates(ranks[0], layout)._asdict(),
+        local_parameters=stage.num_parameters,
+        phases=phases,
+        beyond=beyond(
+            max(phase.peak_bytes for phase in phases),
+            device=cluster.device,
+            num_groups=num_communicators(layout),
+            all_to_all_peers=num_all_to_all_peers(layout, cluster.devices_per_node),
+        ),
+        host={},
+        notes=(),
+    )
