@@ -7,7 +7,8 @@ from planner.engines.deepspeed.notes import Note
 from planner.errors import PlannerError
 from planner.knobs import KNOBS, Knob
 from planner.memory.terms import Term
-from planner.plan import Plan, RankPlan, make_plan, notes_of_passes
+from planner.plan import make_plan, notes_of_passes
+from planner.planned import Plan, RankPlan
 from planner.spec.load import Spec
 
 

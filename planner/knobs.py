@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from planner.spec.deepspeed import OffloadOptimizer, OffloadParam, Zero
+from planner.spec.frameworks import axes
 from planner.spec.layout import ZeroStage
 from planner.spec.load import Spec
 
@@ -49,7 +50,7 @@ def _zero(*stages: int, **changes: Any) -> Turn:
 
 def _stage(zero_stage: ZeroStage) -> Turn:
     def turn(spec: Spec) -> Spec | None:
-        if spec.fixed_layout.zero_stage == zero_stage:
+        if zero_stage == spec.fixed_layout.zero_stage or spec.framework.engine != "deepspeed":
             return None
         return replace(spec, layout=replace(spec.fixed_layout, zero_stage=zero_stage))
 
@@ -61,7 +62,7 @@ def _double(axis: str) -> Turn:
 
     def turn(spec: Spec) -> Spec | None:
         layout = spec.fixed_layout
-        if layout.dp % 2:
+        if layout.dp % 2 or axis not in axes(spec.framework.engine):
             return None
         degree = {axis: 2 * getattr(layout, axis)}
         return replace(spec, layout=replace(layout, dp=layout.dp // 2, **degree))

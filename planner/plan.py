@@ -7,7 +7,7 @@ from typing import NamedTuple
 from planner.activations.assumptions import activation_assumptions
 from planner.engines.deepspeed.assumptions import layout_assumptions
 from planner.engines.deepspeed.communicators import num_all_to_all_peers, num_communicators
-from planner.engines.deepspeed.limits import limits
+from planner.engines.deepspeed.limits import frozen, limits
 from planner.engines.deepspeed.notes import Note
 from planner.engines.deepspeed.pass_notes import pass_notes
 from planner.engines.deepspeed.refusal import Case, Refusal
@@ -23,7 +23,7 @@ from planner.model.description import Model
 from planner.model.load import load_model
 from planner.model.tuning import with_adapters
 from planner.plan_alike import only, plan_alike
-from planner.planned import Plan, RankPlan, layer_names
+from planner.planned import Plan, RankPlan, layer_names, told
 from planner.spec.load import Spec
 
 
@@ -107,7 +107,7 @@ def make_run(spec: Spec, model: Model) -> Run:
 def refusals_of(spec: Spec, run: Run) -> tuple[Refusal, ...]:
     """What DeepSpeed does not run of a file, and what the planner cannot count of it."""
     case = Case(run.model, spec.cluster, run.training, run.layout, run.deepspeed)
-    return (*refusals(**case._asdict()), *limits(case))
+    return (*refusals(**case._asdict()), *limits(case), *frozen(case))
 
 
 def named_model(spec: Spec) -> Model:
@@ -119,12 +119,6 @@ def named_model(spec: Spec) -> Model:
         if key.split(".")[0] not in {"model", "adapters"}:
             raise
         raise ModelError(f"{spec.at(*key.split('.'))}: {message}") from None
-
-
-def told(spec: Spec, refusal: Refusal) -> str:
-    """``file:line: key: fault; mend``."""
-    where = spec.at(*refusal.key.split("."))
-    return f"{where}: {str(refusal).removeprefix(refusal.key + ': ')}"
 
 
 class _Class(NamedTuple):

@@ -4,11 +4,14 @@ from dataclasses import replace
 
 from planner.engines.alike import held_stages, plan_stage
 from planner.engines.deepspeed.communicators import num_all_to_all_peers, num_communicators
+from planner.engines.deepspeed.limits import limits
+from planner.engines.deepspeed.refusal import Case
+from planner.errors import RefusedError
 from planner.layout.ranks import coordinates
 from planner.layout.stage import Stage
 from planner.memory.beyond import beyond
 from planner.model.description import Model
-from planner.planned import Plan, RankPlan, layer_names
+from planner.planned import Plan, RankPlan, layer_names, told
 from planner.spec.load import Spec
 
 _WITNESS = {
@@ -26,8 +29,13 @@ def plan_alike(spec: Spec, model: Model) -> Plan:
 
     Raises:
         LayoutError: the layout does not divide what it cuts.
+        RefusedError: layers that the planner cannot count; all reasons.
 
     """
+    case = Case(model, spec.cluster, spec.training, spec.fixed_layout, spec.deepspeed)
+    refused = limits(case)
+    if refused:
+        raise RefusedError("\n".join(told(spec, refusal) for refusal in refused))
     ranks = tuple(_rank_plan(spec, model, stage) for stage in held_stages(spec, model))
     return Plan(
         spec=spec,

@@ -6,6 +6,7 @@ from itertools import groupby
 from typing import Literal
 
 from planner.engines.deepspeed.notes import Note
+from planner.engines.deepspeed.refusal import Refusal
 from planner.layout.stage import Stage
 from planner.memory.beyond import Beyond
 from planner.memory.timeline import PhasePeak
@@ -109,3 +110,9 @@ def layer_names(stage: Stage) -> str:
         numbers = [n for prefix in (prefixes[0], prefixes[-1]) for n in re.findall(r"\d+", prefix)]
         parts.append(f"{numbers[0]}-{numbers[-1]}" if kind == "block" else kind)
     return " ".join(parts)
+
+
+def told(spec: Spec, refusal: Refusal) -> str:
+    """``file:line: key: fault; mend``."""
+    where = spec.at(*refusal.key.split("."))
+    return f"{where}: {str(refusal).removeprefix(refusal.key + ': ')}"

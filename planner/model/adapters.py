@@ -43,7 +43,7 @@ class Tuning:
     saved: frozenset[str] = frozenset()
     """Modules that are trained whole, too, by the last part of their names."""
     dropout: bool = False
-    """What goes into an adapter is dropped out: a copy and a mask."""
+    """What goes into an adapter is dropped out, which keeps a mask."""
 
 
 def stored_bytes(numel: int, stored: Storage, element_bytes: int) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from planner.errors import ModelError
 from planner.model.adapters import Tuning, can_adapt, module_of, tuned
 from planner.model.description import Model, Parameter, Storage
-from planner.spec.adapters import Adapters
+from planner.spec.adapters import ALL_LINEAR, Adapters
 from planner.spec.frameworks import Framework
 
 
@@ -22,7 +22,7 @@ def with_adapters(model: Model, framework: Framework) -> Model:
     parameters = [p for placed in model.placed() for p in placed.layer.parameters]
     linears = _modules(filter(can_adapt, parameters))
     heads = _modules(p for p in parameters if p.component == "head")
-    if told.target_modules == "all-linear":
+    if ALL_LINEAR in told.target_modules:
         targets = linears - heads
     else:
         targets = _known("target_modules", told.target_modules, linears)

@@ -5,7 +5,8 @@ from itertools import accumulate
 from pathlib import Path
 
 from planner.memory.allocator.settings import Settings
-from planner.plan import Plan, RankPlan, beyond_of, make_run
+from planner.plan import beyond_of, make_run
+from planner.planned import Plan, RankPlan
 from planner.rehearse.replay import Modelled
 from planner.validate.compare import Point, readings_by_phase
 from planner.validate.job import RankResult

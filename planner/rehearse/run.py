@@ -10,7 +10,8 @@ from typing import Any
 
 from planner.errors import LayoutError
 from planner.memory.allocator.settings import DEFAULTS, Settings
-from planner.plan import Plan, make_plan
+from planner.plan import make_plan
+from planner.planned import Plan
 from planner.rehearse.reserved import modelled, reserved_points
 from planner.rehearse.worker import rehearse_rank
 from planner.spec.dump import dump
@@ -106,6 +107,7 @@ def rehearse(
     ``settings`` are those of PyTorch's allocator, ``traces`` are where what it did goes.
     """
     start = monotonic()
+    spec.only_deepspeed("rehearse")
     plan = make_plan(spec, every_rank=True, booked=True)
     job = Job(
         spec=dump(shortened(spec)),

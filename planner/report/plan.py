@@ -11,7 +11,7 @@ from rich.text import Text
 from planner.memory.terms import Term
 from planner.memory.timeline import PhasePeak
 from planner.model.counts import count
-from planner.plan import Plan, RankPlan
+from planner.planned import Plan, RankPlan
 from planner.units import show_gib
 
 Columns = dict[str, tuple[Term, ...]]
@@ -135,6 +135,13 @@ def render_rank(plan: Plan, *, width: int) -> RenderableType:
     )
 
 
+def _engine(plan: Plan) -> str:
+    """DeepSpeed by the stage of its ZeRO, other engines by their name."""
+    engine = plan.spec.framework.engine
+    zero = f"ZeRO-{plan.spec.fixed_layout.zero_stage}"
+    return zero if engine == "deepspeed" else f"engine {engine}"
+
+
 def heading(plan: Plan) -> str:
     """What is planned, in two lines."""
     cluster, training, layout = plan.spec.cluster, plan.spec.training, plan.spec.fixed_layout
@@ -144,7 +151,7 @@ def heading(plan: Plan) -> str:
     return (
         f"{plan.model.name}: {billions:.2f} B parameters on "
         f"{cluster.num_devices} x {cluster.device.name} ({capacity} GiB each)\n"
-        f"{axes}, ZeRO-{layout.zero_stage}, {training.precision}, {training.optimizer}, "
+        f"{axes}, {_engine(plan)}, {training.precision}, {training.optimizer}, "
         f"{batch} x {plan.spec.micro_steps}, recompute {training.recompute}"
     )
 

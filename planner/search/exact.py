@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 from planner.memory.terms import Term
 from planner.model.description import Model
-from planner.plan import Plan, make_plan
+from planner.plan import make_plan
+from planner.planned import Plan
 from planner.search.candidate import Candidate
 from planner.spec.load import Spec
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from planner.errors import LayoutError, RefusedError
 from planner.model.description import Model
-from planner.plan import named_model, told
+from planner.plan import named_model
+from planner.planned import told
 from planner.search.candidate import Candidate
 from planner.search.exact import Held, hold
 from planner.search.misfits import count_misfits
@@ -71,6 +72,7 @@ def search(spec: Spec, *, top: int, clock: Clock) -> Answer:
 
     """
     start = clock()
+    spec.only_deepspeed("search")
     model = named_model(spec)
     table = make_table(spec, model, _something(spec, make_space(spec, model)))
     seconds = step_seconds(spec, model, table)

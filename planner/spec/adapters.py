@@ -1,21 +1,25 @@
 """``adapters:`` of a file: low-rank adapters on a model that is frozen, and perhaps quantised."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
-
-from planner.spec.fields import STRICT, Count
+from planner.spec.fields import Count, Reader, Schema
 
 Quantized = Literal["none", "nf4", "nf4_double", "gptq"]
 
-
-def _listed(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
+ALL_LINEAR = "all-linear"
 
 
+def _listed(value: Any) -> Any:
+    """One name is written without brackets."""
+    return (value,) if isinstance(value, str) else value
+
+
+_NAME = {"type": "string", "minLength": 1}
 Names = Annotated[
-    tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_listed), Field(min_length=1)
+    tuple[str, ...],
+    Reader(_listed),
+    Schema({"anyOf": [_NAME, {"type": "array", "items": _NAME}]}),
 ]
 
 
@@ -23,16 +27,14 @@ Names = Annotated[
 class Adapters:
     """What peft's ``LoraConfig`` says, under its names, and how the frozen weights lie."""
 
-    __pydantic_config__ = STRICT
-
     r: Count = 8
     """Rank of the adapters."""
-    target_modules: Literal["all-linear"] | Names = ("q_proj", "v_proj")
+    target_modules: Names = ("q_proj", "v_proj")
     """Last parts of module names, as in the model's own code; all-linear: all but the head."""
-    modules_to_save: Names | tuple[()] = ()
+    modules_to_save: Names = ()
     """Trained whole, beside a frozen copy."""
     lora_dropout: bool = False
-    """Whether its probability is above 0: what is dropped is a copy with a mask."""
+    """Whether its probability is above 0, so that each adapter keeps a mask."""
     quantized: Quantized = "none"
     """The blocks' frozen matrices: nf4 (bitsandbytes; nf4_double: with doubly quantised constants)
     or gptq."""

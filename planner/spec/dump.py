@@ -7,6 +7,7 @@ import yaml
 
 from planner.spec.cluster import Cluster, Device
 from planner.spec.devices import devices
+from planner.spec.frameworks import Framework
 from planner.spec.layout import Layout
 from planner.spec.load import Spec
 from planner.spec.search import Search
@@ -21,9 +22,22 @@ def dump(spec: Spec) -> str:
         "layout": _layout(spec),
         "search": _search(spec.search),
         "deepspeed": _deepspeed(spec),
+        **_framework(spec.framework),
     }
     kept = {key: value for key, value in sections.items() if value != {}}
     return yaml.safe_dump(kept, sort_keys=False, width=100)
+
+
+def _framework(framework: Framework) -> dict[str, Any]:
+    if framework == Framework():
+        return {}
+    adapters = framework.adapters
+    return {
+        "engine": framework.engine,
+        "megatron": _listed(_differing(framework.megatron)),
+        "fsdp": _differing(framework.fsdp),
+        "adapters": {} if adapters is None else _listed(asdict(adapters)),
+    }
 
 
 def _cluster(cluster: Cluster) -> dict[str, Any]:
@@ -66,8 +80,11 @@ def _layout(spec: Spec) -> Any:
 
 
 def _search(search: Search) -> dict[str, Any]:
-    """Choices as lists: YAML has no tuples."""
-    told = _differing(search)
+    return _listed(_differing(search))
+
+
+def _listed(told: dict[str, Any]) -> dict[str, Any]:
+    """Tuples as lists: YAML has none."""
     return {key: list(held) if isinstance(held, tuple) else held for key, held in told.items()}
 
 
@@ -85,6 +102,9 @@ def _differing(value: Any) -> dict[str, Any]:
 def _deepspeed(spec: Spec) -> dict[str, Any]:
     """Under DeepSpeed's own structure, which is not everywhere that of the value."""
     told = _differing(spec.deepspeed)
+    if "version" in told:
+        told["zero_optimization"] = told.get("zero_optimization", {})
+        _tell_pins(spec, told["zero_optimization"])
     if spec.auto_keys:
         autos = dict.fromkeys(sorted(spec.auto_keys), "auto")
         told["zero_optimization"] = told.get("zero_optimization", {}) | autos
@@ -92,3 +112,10 @@ def _deepspeed(spec: Spec) -> dict[str, Any]:
         if key in told:
             told[section] = {key: told.pop(key)}
     return told
+
+
+def _tell_pins(spec: Spec, told: dict[str, Any]) -> None:
+    """Whether hosts pin what is offloaded: another release has another default."""
+    zero = spec.deepspeed.zero_optimization
+    for key in ("offload_optimizer", "offload_param"):
+        told[key] = told.get(key, {}) | {"pin_memory": getattr(zero, key).pin_memory}

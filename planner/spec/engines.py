@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from planner.spec.fields import STRICT, Count
+from planner.spec.fields import Count
 
 EngineName = Literal["deepspeed", "megatron", "fsdp", "ddp"]
 """Whose rules are planned; ddp stands for plain PyTorch on one device, too."""
@@ -12,8 +12,6 @@ EngineName = Literal["deepspeed", "megatron", "fsdp", "ddp"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fsdp:
     """PyTorch's FSDP with full sharding: every block a unit, the rest the root unit."""
-
-    __pydantic_config__ = STRICT
 
     version: Literal[1, 2] = 2
     """1: FullyShardedDataParallel; 2: fully_shard, whose forward pass gathers a block ahead."""

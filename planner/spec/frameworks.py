@@ -21,7 +21,7 @@ _AXES: Mapping[EngineName, tuple[str, ...]] = {
     "fsdp": (),
     "ddp": (),
 }
-"""What an engine cuts over besides dp."""
+"""Of engines that do not have every axis."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +32,11 @@ class Framework:
     megatron: Megatron = field(default_factory=Megatron)
     fsdp: Fsdp = field(default_factory=Fsdp)
     adapters: Adapters | None = None
+
+
+def axes(engine: EngineName) -> tuple[str, ...]:
+    """What an engine cuts over besides dp."""
+    return _AXES.get(engine, ("tp", "pp", "ep", "sp"))
 
 
 def read_framework(document: Document, faults: Faults) -> Framework:
@@ -108,7 +113,7 @@ def _check_axes(document: Document, framework: Framework, layout: Layout, faults
     engine = framework.engine
     for axis in ("tp", "pp", "ep", "sp"):
         degree = getattr(layout, axis)
-        if degree > 1 and axis not in _AXES[engine]:
+        if degree > 1 and axis not in axes(engine):
             message = (
                 f"{degree}, but {axis} is not planned for {engine}; write {axis}: 1, or an engine "
                 "that has it: " + ("deepspeed" if axis == "sp" else "deepspeed, megatron")

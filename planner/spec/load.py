@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from planner.errors import LayoutError
+from planner.errors import LayoutError, RefusedError
 from planner.spec import agree
 from planner.spec.cluster import Cluster
 from planner.spec.deepspeed import DeepSpeed
@@ -84,6 +84,14 @@ class Spec:
     def at(self, *keys: str) -> str:
         """``file:line: key``, for faults that are found after loading."""
         return Document(self.path, None, self.lines).where(keys)
+
+    def only_deepspeed(self, command: str) -> None:
+        """Raise RefusedError where a command knows no other engine than DeepSpeed."""
+        engine = self.framework.engine
+        if engine != "deepspeed":
+            message = f"`planner {command}` knows deepspeed, not {engine}"
+            mend = "write engine: deepspeed, or use `planner plan`"
+            raise RefusedError(f"{self.at('engine')}: {message}; {mend}")
 
     def deepspeed_for(self, hidden_size: int) -> DeepSpeed:
         """DeepSpeed's keys with those that are ``auto`` filled in for a model."""

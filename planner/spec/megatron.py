@@ -3,23 +3,13 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from planner.spec.fields import Bounds, Count
 
-from planner.spec.fields import STRICT, Count
-
-
-def _listed(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
-Blocks = Annotated[tuple[Count, ...], BeforeValidator(_listed)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Megatron:
     """What ``megatron/training/arguments.py`` of core_v0.14 calls them; defaults are its."""
-
-    __pydantic_config__ = STRICT
 
     use_distributed_optimizer: bool = False
     accumulate_allreduce_grads_in_fp32: bool = True
@@ -33,7 +23,7 @@ class Megatron:
     """Left out: what `training.sequence_parallel` says."""
     transformer_engine: bool = True
     """Whose linears run; with fusion they keep one dummy gradient per shape of a weight."""
-    blocks_per_stage: Blocks = ()
+    blocks_per_stage: tuple[Count, ...] = ()
     """Transformer layers of each pipeline rank; empty: as many on each."""
     virtual_stages: Count = 1
     """Chunks of layers per pipeline rank (interleaved schedule)."""
@@ -41,7 +31,7 @@ class Megatron:
     """Ranks over which experts are spread; left out: `layout.ep`."""
     expert_tensor_parallel_size: Count = 1
     """Ranks over which one expert is cut; left out: `layout.tp`."""
-    mtp_num_layers: Annotated[int, Field(ge=0, le=64)] = 0
+    mtp_num_layers: Annotated[int, Bounds(least=0, most=64)] = 0
     """Multi-token prediction: blocks after the last, each with a projection and a loss."""
     loss: Literal["unfused", "fused", "native"] = "unfused"
     """fused: the logits' gradient is written over the 16-bit logits

@@ -13,10 +13,13 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from planner.spec import deepspeed_keys
+from planner.spec.adapters import Adapters
 from planner.spec.deepspeed_keys import DeepSpeedKeys
 from planner.spec.degrees import LayoutEntry
+from planner.spec.engines import EngineName, Fsdp
 from planner.spec.fields import Bounds, Schema
 from planner.spec.machines import ClusterEntry, DeviceEntry
+from planner.spec.megatron import Megatron
 from planner.spec.search import Search
 from planner.spec.training import Training
 
@@ -44,7 +47,13 @@ class File:
     layout: Literal["auto"] | LayoutEntry = "auto"
     """Left out or `auto`: searched for."""
     search: Search | None = None
+    adapters: Adapters | None = None
+    """Low-rank adapters; left out: the whole model is trained."""
+    engine: EngineName = "deepspeed"
+    """Which framework trains: its rules are planned."""
     deepspeed: DeepSpeedKeys | None = None
+    megatron: Megatron | None = None
+    fsdp: Fsdp | None = None
 
 
 def make_schema() -> dict[str, Any]:

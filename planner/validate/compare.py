@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from planner.engines.deepspeed.pipeline import PHASES
 from planner.memory.terms import Term
 from planner.memory.timeline import PhasePeak
-from planner.plan import Plan, RankPlan
+from planner.planned import Plan, RankPlan
 from planner.validate.job import RankResult, Reading
 
 Quantity = Literal["allocated", "peak_allocated", "peak_reserved", "host_allocated"]

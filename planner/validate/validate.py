@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from planner.model import catalogue
 from planner.model.load import read_configuration
-from planner.plan import Plan, make_plan
+from planner.plan import make_plan
+from planner.planned import Plan
 from planner.spec.dump import dump
 from planner.spec.load import Spec, load
 from planner.validate.compare import Point, points
@@ -107,6 +108,7 @@ def validate(
     progress: Progress,
 ) -> Validation:
     """Plan, launch, compare and record. LaunchError if it cannot be started or recorded."""
+    spec.only_deepspeed("validate")
     plan = make_plan(spec, every_rank=True)
     job = make_job(spec, steps=steps)
     with open_record(run, spec=job.spec, plan=describe(plan), job=job) as record:

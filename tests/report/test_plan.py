@@ -6,7 +6,8 @@ import pytest
 from rich.console import Console, RenderableType
 
 from planner.memory.terms import Term
-from planner.plan import Plan, make_plan, plan_rank
+from planner.plan import make_plan, plan_rank
+from planner.planned import Plan
 from planner.report.plan import COLUMNS, NARROW, Columns, document, render, render_rank
 from planner.spec.load import Spec
 from planner.units import GIB

@@ -246,3 +246,17 @@ def test_a_value_written_out_is_read_as_the_same_value(tmp_path_factory, data):
     spec = load(path)
     path.write_text(dump(spec))
     assert load(path) == spec
+
+
+@pytest.mark.parametrize("told", ["true", "false"])
+def test_what_an_old_release_pins_is_written_out(tmp_path, told):
+    path = tmp_path / "spec.yaml"
+    offload = f"{{offload_optimizer: {{ratio: 0.0, pin_memory: {told}}}}}"
+    path.write_text(
+        "model: gpt2\ncluster: {nodes: 1, devices_per_node: 8, device: a100-sxm-40gb}\n"
+        "training: {sequence_length: 128}\n"
+        f"deepspeed: {{version: 0.17.1, zero_optimization: {offload}}}\n"
+    )
+    spec = load(path)
+    path.write_text(dump(spec))
+    assert load(path) == spec

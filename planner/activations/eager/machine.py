@@ -32,6 +32,8 @@ class Machine:
 
     multiplied = False
     """This pass has multiplied matrices."""
+    adapter_dropout = False
+    """What goes into an adapter is dropped out."""
 
     def __init__(self, *, backend: Backend, in_place: bool, modules: bool) -> None:
         self.backend = backend
@@ -61,8 +63,6 @@ class Machine:
         """Weights of four bits an element, and whether a product unpacks them first."""
         self.autocast: str | None = None
         """To which dtype products cast the weights of adapters; None: not at all."""
-        self.adapter_dropout = False
-        """What goes into an adapter is dropped out."""
         self.cuts: dict[str, Cut] = {}
         """How tensor parallelism has cut the weight of a module; most are whole."""
 

@@ -12,6 +12,14 @@ def limits(case: Case) -> tuple[Refusal, ...]:
     return tuple(limit for rule in _RULES for limit in rule(case))
 
 
+def frozen(case: Case) -> Iterator[Refusal]:
+    """DeepSpeed's own: its optimizers take a part of the parameters only."""
+    if any(not p.trained for placed in case.model.placed() for p in placed.layer.parameters):
+        yield _unknown(
+            "adapters", "a model that is frozen but for its adapters", "write engine: fsdp or ddp"
+        )
+
+
 def _unknown(key: str, what: str, mend: str) -> Refusal:
     return Refusal(key, f"{what} is not modelled yet", "", mend)
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from planner.errors import PlannerError
-from planner.plan import Plan
+from planner.planned import Plan
 from planner.validate.compare import Point, TermError, first_overflow, phase_name, points
 from planner.validate.job import RankResult
 from planner.validate.suite.case import Case, plan_of

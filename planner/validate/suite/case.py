@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from planner.plan import Plan, make_plan
+from planner.plan import make_plan
+from planner.planned import Plan
 from planner.spec.load import Spec
 from planner.validate.job import Accelerator, Collectives, Job
 from planner.validate.worker import read_spec
