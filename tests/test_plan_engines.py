@@ -163,4 +163,4 @@ def test_deepspeed_refuses_adapters_and_search_other_engines(tmp_path):
     with pytest.raises(RefusedError, match=r":3: adapters: .*write engine: fsdp or ddp"):
         make_plan(spec_of(tmp_path, _lora(1, "deepspeed", 1, "eager")))
     with pytest.raises(RefusedError, match="`planner search` knows deepspeed, not ddp"):
-        search(spec_of(tmp_path, _lora(1, "ddp", 1, "eager")), clock=lambda: 0.0)
+        search(spec_of(tmp_path, _lora(1, "ddp", 1, "eager")), top=1, clock=lambda: 0.0)
