@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 from planner.spec.fields import Bounds, Count
 
 
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Megatron:
     """What ``megatron/training/arguments.py`` of core_v0.14 calls them; defaults are its."""
