@@ -113,7 +113,7 @@ def _type(kind: Any) -> dict[str, Any]:
         return {"anyOf": [one for each in every for one in each.get("anyOf", [each])]}
     if origin is Literal:
         return {"enum": list(inner)} if len(inner) > 1 else {"const": inner[0]}
-    if origin is list:
+    if origin in {list, tuple}:
         return {"type": "array", "items": _type(inner[0])}
     if is_dataclass(kind):
         return {"$ref": f"#/$defs/{getattr(kind, '__name__', '')}"}
