@@ -13,11 +13,13 @@ from typing import Literal, NamedTuple
 from planner.memory.terms import Term
 from planner.memory.timeline import falls_first
 
+MarkKind = Literal["enter", "leave", "gradient", "product"]
+
 
 class Mark(NamedTuple):
     """A point at which the engine acts."""
 
-    kind: Literal["enter", "leave", "gradient", "product"]
+    kind: MarkKind
     """enter, leave: a module whose own parameters are ``parameters``, in forward or backward; many
     modules own none.
     gradient: the gradient of one parameter is complete and handed to the engine, which counts

@@ -6,7 +6,7 @@ from functools import lru_cache, partial
 from itertools import islice
 from typing import NamedTuple
 
-from planner.activations.tape import LayerTape, Mark, Segment
+from planner.activations.tape import LayerTape, Mark, MarkKind, Segment
 from planner.engines.deepspeed.strategy import Strategy
 from planner.layout.cut import embedding_place, offsets
 from planner.layout.stage import LocalLayer, Stage
@@ -14,12 +14,98 @@ from planner.memory.terms import Term
 from planner.memory.timeline import Timeline
 
 
+class Act(NamedTuple):
+    """A mark of a tape, its parameters counted from the layer's first in the optimizer's order."""
+
+    kind: MarkKind
+    places: tuple[int, ...]
+    """Of what the mark counts: what transformers fuses is several of ours."""
+    own: tuple[int, int]
+    """From the first to past the last: a module's parameters are registered side by side."""
+    inside: tuple[int, int] | None
+    backward: bool
+
+
 class Move(NamedTuple):
-    """Changes of one segment in order, up to its highest point and on to its end; then a mark."""
+    """Changes of one segment in order, up to its highest point and on to its end; then an act."""
 
     terms: tuple[int, ...]
     deltas: tuple[int, ...]
-    mark: Mark | None
+    act: Act | None
+
+
+class Pass(NamedTuple):
+    """One layer of a stage, or some that are recomputed together, as the walk goes through it."""
+
+    tape: LayerTape
+    forward: tuple[Move, ...]
+    backward: tuple[Move, ...]
+    offset: int
+    """Index of the layer's first parameter in the optimizer's order."""
+
+
+def passes(stage: Stage, tapes: Sequence[LayerTape]) -> tuple[Pass, ...]:
+    """The layers of a stage in forward order, each with its tape; several may have one."""
+    starts = offsets(stage)
+    holds_stem = stage.layers[0].placed.layer.kind == "stem"
+    embedding = embedding_place(stage.layers[0]) if holds_stem else 0
+    layers = zip(starts, stage.layers, strict=True)
+    return tuple(_pass(tape, list(islice(layers, len(tape.firsts))), embedding) for tape in tapes)
+
+
+def _pass(tape: LayerTape, layers: Sequence[tuple[int, LocalLayer]], embedding: int) -> Pass:
+    """Where each parameter that the tape counts is, then the tape with that in its marks."""
+    offset = layers[0][0]
+    places: list[tuple[int, ...]] = []
+    for first, (start, layer) in zip(tape.firsts, layers, strict=True):
+        own = (*layer.places, *_beyond(layer, embedding - start))
+        places[first:] = [tuple(place + start - offset for place in at) for at in own]
+    return Pass(tape, *_compiled(tape, tuple(places)), offset)
+
+
+def _beyond(layer: LocalLayer, embedding: int) -> Iterator[tuple[int, ...]]:
+    """Where the stage has what a tape counts after the layer's own parameters.
+
+    Experts that are apart come one by one. A tied head's weight: its own copy is its first.
+    """
+    experts = [place for place, parameter in enumerate(layer.parameters) if parameter.expert]
+    if experts:
+        yield from ((place,) for place in experts)
+    else:
+        copied = len(layer.parameters) > len(layer.places)
+        yield (0,) if copied else (embedding,)
+
+
+Places = tuple[tuple[int, ...], ...]
+
+
+@lru_cache(maxsize=4096)
+def _compiled(tape: LayerTape, places: Places) -> tuple[tuple[Move, ...], tuple[Move, ...]]:
+    return _moves(tape.forward, places), _moves(tape.backward, places)
+
+
+def _moves(segments: Sequence[Segment], places: Places) -> tuple[Move, ...]:
+    return tuple(_move(segment, places) for segment in segments)
+
+
+def _move(segment: Segment, places: Places) -> Move:
+    moves = segment.moves
+    act = None if segment.mark is None else _act(segment.mark, places)
+    return Move(tuple(term for term, _ in moves), tuple(delta for _, delta in moves), act)
+
+
+def _act(mark: Mark, places: Places) -> Act:
+    at = _flat(mark.parameters, places)
+    inside = None if mark.inside is None else _ends(_flat(mark.inside, places))
+    return Act(mark.kind, at, _ends(at), inside, mark.backward)
+
+
+def _flat(parameters: tuple[int, ...], places: Places) -> tuple[int, ...]:
+    return tuple(place for index in parameters for place in places[index])
+
+
+def _ends(places: tuple[int, ...]) -> tuple[int, int]:
+    return (min(places), max(places) + 1) if places else (0, 0)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -42,63 +128,6 @@ class Handles:
         if backward not in self._started:
             self._started.add(backward)
             timeline.add(Term.WORKSPACES, self.workspace_bytes)
-
-
-class Pass(NamedTuple):
-    """One layer of a stage, or some that are recomputed together, as the walk goes through it."""
-
-    tape: LayerTape
-    forward: tuple[Move, ...]
-    backward: tuple[Move, ...]
-    offset: int
-    """Index of the layer's first parameter in the optimizer's order."""
-    places: tuple[tuple[int, ...], ...]
-    """For each parameter that the tape counts: which of the layer's local ones hold it."""
-
-
-def passes(stage: Stage, tapes: Sequence[LayerTape]) -> tuple[Pass, ...]:
-    """The layers of a stage in forward order, each with its tape; several may have one."""
-    starts = offsets(stage)
-    holds_stem = stage.layers[0].placed.layer.kind == "stem"
-    embedding = embedding_place(stage.layers[0]) if holds_stem else 0
-    layers = zip(starts, stage.layers, strict=True)
-    return tuple(_pass(tape, list(islice(layers, len(tape.firsts))), embedding) for tape in tapes)
-
-
-def _pass(tape: LayerTape, layers: Sequence[tuple[int, LocalLayer]], embedding: int) -> Pass:
-    offset = layers[0][0]
-    places: list[tuple[int, ...]] = []
-    for first, (start, layer) in zip(tape.firsts, layers, strict=True):
-        own = (*layer.places, *_beyond(layer, embedding - start))
-        places[first:] = [tuple(place + start - offset for place in at) for at in own]
-    return Pass(tape, *_compiled(tape), offset, tuple(places))
-
-
-def _beyond(layer: LocalLayer, embedding: int) -> Iterator[tuple[int, ...]]:
-    """Where the stage has what a tape counts after the layer's own parameters.
-
-    Experts that are apart come one by one. A tied head's weight: its own copy is its first.
-    """
-    experts = [place for place, parameter in enumerate(layer.parameters) if parameter.expert]
-    if experts:
-        yield from ((place,) for place in experts)
-    else:
-        copied = len(layer.parameters) > len(layer.places)
-        yield (0,) if copied else (embedding,)
-
-
-@lru_cache(maxsize=4096)
-def _compiled(tape: LayerTape) -> tuple[tuple[Move, ...], tuple[Move, ...]]:
-    return _moves(tape.forward), _moves(tape.backward)
-
-
-def _moves(segments: Sequence[Segment]) -> tuple[Move, ...]:
-    return tuple(_move(segment) for segment in segments)
-
-
-def _move(segment: Segment) -> Move:
-    moves = segment.moves
-    return Move(tuple(term for term, _ in moves), tuple(delta for _, delta in moves), segment.mark)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -178,37 +207,31 @@ def backward(
 def _go_through(
     timeline: Timeline, layer: Pass, strategy: Strategy, handles: Handles, *, backward: bool
 ) -> None:
-    """Book one layer's pass, handing its marks to the strategy."""
-    for terms, deltas, mark in layer.backward if backward else layer.forward:
+    """Book one layer's pass, handing its acts to the strategy."""
+    for terms, deltas, act in layer.backward if backward else layer.forward:
         timeline.extend(terms, deltas)
-        if mark is None:
+        if act is None:
             continue
-        if mark.kind == "product":
+        if act.kind == "product":
             handles.multiply(timeline, backward=backward)
         else:
-            _act(timeline, mark, strategy, layer)
+            _tell(timeline, act, strategy, layer.offset)
 
 
-def _act(timeline: Timeline, mark: Mark, strategy: Strategy, layer: Pass) -> None:
-    own = _registered(layer, mark.parameters)
-    if mark.kind == "gradient":
-        for place in _places(layer, mark.parameters):
-            strategy.gradient(timeline, layer.offset + place)
-    elif mark.kind == "enter":
-        inside = None if mark.inside is None else _registered(layer, mark.inside)
-        strategy.enter(timeline, own, backward=mark.backward, inside=inside)
+def _tell(timeline: Timeline, act: Act, strategy: Strategy, offset: int) -> None:
+    """Hand an act to the strategy, its parameters by index in the optimizer's order."""
+    kind, places, own, inside, backward = act
+    if kind == "gradient":
+        for place in places:
+            strategy.gradient(timeline, offset + place)
+    elif kind == "enter":
+        within = None if inside is None else _range(inside, offset)
+        strategy.enter(timeline, _range(own, offset), backward=backward, inside=within)
     else:
-        strategy.leave(timeline, own, backward=mark.backward)
+        strategy.leave(timeline, _range(own, offset), backward=backward)
 
 
-def _registered(layer: Pass, parameters: tuple[int, ...]) -> range:
-    """Indices in the optimizer's order: a module's parameters are registered side by side."""
-    places = _places(layer, parameters)
-    if not places:
-        return range(0)
-    return range(layer.offset + min(places), layer.offset + max(places) + 1)
-
-
-def _places(layer: Pass, parameters: tuple[int, ...]) -> list[int]:
-    """Which of the layer's own: what transformers fuses has other parameters between its parts."""
-    return [place for index in parameters for place in layer.places[index]]
+def _range(ends: tuple[int, int], offset: int) -> range:
+    """None of the parameters is always the same range."""
+    first, last = ends
+    return range(offset + first, offset + last) if last > first else range(0)

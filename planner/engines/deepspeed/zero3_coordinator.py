@@ -7,7 +7,6 @@ they are soon needed again.
 """
 
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -177,13 +176,13 @@ class Coordinator:
 
     def _pass_over(self, module: range) -> None:
         """Take off the queue what has just been fetched (425-435)."""
-        waiting = sum(1 for p in module if self._fetched_for[p] < self._step)
-        seen: Counter[int] = Counter()
+        waiting = sum(self._fetched_for[p] < self._step for p in module)
+        seen: set[int] = set()
         while self._queued < len(self._uses) and len(seen) < waiting:
             p, step = self._uses[self._queued]
             self._queued += 1
             self._fetched_for[p] = step
-            seen[p] += 1
+            seen.add(p)
 
     def _prefetch(self, timeline: Timeline) -> None:
         """Gather ahead until the bucket is full; the last one may overshoot (451-481)."""
