@@ -12,6 +12,7 @@ from planner.layout.stage import Stage
 from planner.model.description import Layer, Model
 from planner.spec.layout import Layout
 from planner.timing.shapes import Setting
+from planner.timing.state import Held
 
 Counts = NDArray[np.int64]
 
@@ -23,9 +24,8 @@ class Division(NamedTuple):
     """(rows, kinds): layers of each kind in a stage, every stage that differs once."""
     total: Counts
     """(kinds,): of all stages."""
-    dense: int
-    routed: int
-    """Parameters before ZeRO on a rank of the stage that has most of them."""
+    held: tuple[int, int, int]
+    """On a rank of the stage that has most, before ZeRO: see `state.Held`."""
 
 
 class Divisions(NamedTuple):
@@ -34,8 +34,7 @@ class Divisions(NamedTuple):
     different: Counts
     """(layouts, rows, kinds), padded with stages of no layers."""
     total: Counts
-    dense: NDArray[np.float64]
-    routed: NDArray[np.float64]
+    held: Held
 
 
 def kinds(model: Model) -> tuple[Layer, ...]:
@@ -48,8 +47,8 @@ def division(setting: Setting, layout: Layout) -> Division:
     """As the engine divides it, see `planner.layout.cut.stages`."""
     held = stages(setting.model, layout, setting.training, setting.deepspeed)
     counts = _counts(held, kinds(setting.model))
-    dense, routed = max(_parameters(stage) for stage in held)
-    return Division(np.unique(counts, axis=0), counts.sum(axis=0), dense, routed)
+    most = max(held, key=lambda stage: stage.num_parameters)
+    return Division(np.unique(counts, axis=0), counts.sum(axis=0), _held(most))
 
 
 def divisions(setting: Setting, layouts: Sequence[Layout], which: Counts) -> Divisions:
@@ -60,8 +59,7 @@ def divisions(setting: Setting, layouts: Sequence[Layout], which: Counts) -> Div
     return Divisions(
         padded[which],
         np.stack([found.total for found in each])[which],
-        np.array([found.dense for found in each], dtype=np.float64)[which],
-        np.array([found.routed for found in each], dtype=np.float64)[which],
+        Held(*np.array([found.held for found in each], dtype=np.float64)[which].T),
     )
 
 
@@ -78,7 +76,8 @@ def _counts(held: Sequence[Stage], known: Sequence[Layer]) -> Counts:
     return counts
 
 
-def _parameters(stage: Stage) -> tuple[int, int]:
-    """Dense ones, and those of experts."""
-    routed = sum(p.numel for layer in stage.layers for p in layer.parameters if p.expert)
-    return stage.num_parameters - routed, routed
+def _held(stage: Stage) -> tuple[int, int, int]:
+    """Dense parameters, those of experts, and matrices of both."""
+    every = [parameter for layer in stage.layers for parameter in layer.parameters]
+    routed = sum(parameter.numel for parameter in every if parameter.expert)
+    return stage.num_parameters - routed, routed, sum(p.ndim > 1 for p in every)

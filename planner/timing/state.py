@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.engines.elements import FP32_BYTES, SIZES
+from planner.spec.deepspeed import Zero
 from planner.spec.devices import link
 from planner.timing import constants
 from planner.timing.collectives import (
@@ -36,10 +37,12 @@ Collective = Callable[[Numbers, Wires], Seconds]
 
 
 class Held(NamedTuple):
-    """Parameters on a rank before ZeRO, of the stage that has most."""
+    """Parameters on a rank before ZeRO, of the stage that has most; arrays over layouts."""
 
     dense: Seconds
     routed: Seconds
+    matrices: Seconds
+    """How many of them are matrices: as many modules are gathered for."""
 
 
 class StateSeconds(NamedTuple):
@@ -57,10 +60,12 @@ class Rings(NamedTuple):
     dense: Wires
     routed: Wires
 
-    def over(self, operation: Collective, element_bytes: Numbers, held: Held) -> Seconds:
-        """One operation on everything that a rank holds."""
-        dense = operation(element_bytes * held.dense, self.dense)
-        return dense + operation(element_bytes * held.routed, self.routed)
+    def over(
+        self, operation: Collective, element_bytes: Numbers, held: Held, pieces: Numbers = 1
+    ) -> Seconds:
+        """An operation on everything that a rank holds, ``pieces`` of equal size after another."""
+        dense = operation(element_bytes * held.dense / pieces, self.dense)
+        return pieces * (dense + operation(element_bytes * held.routed / pieces, self.routed))
 
 
 def state_seconds(
@@ -69,8 +74,11 @@ def state_seconds(
     """``forward``, ``backward``: seconds of one micro-batch's passes, behind which to hide."""
     rings = _rings(setting, shapes)
     sharded, in_parts = _shards_state(setting, shapes), _shards_weights(setting, shapes)
-    gather = rings.over(all_gather_seconds, SIZES[setting.training.precision], held)
-    twice = _left(gather, forward) + _left(gather, backward)
+    element, zero = SIZES[setting.training.precision], setting.deepspeed.zero_optimization
+    fetch = rings.over(all_gather_seconds, element, held, fetches(held, zero))
+    twice = _left(fetch, forward) + _left(fetch, backward)
+    pieces = _buckets(held, zero.allgather_bucket_size)
+    gather = rings.over(all_gather_seconds, element, held, pieces)
     local = held.dense / np.where(sharded, rings.dense.ranks, 1) + held.routed / np.where(
         sharded, rings.routed.ranks, 1
     )
@@ -101,6 +109,20 @@ def _shards_weights(setting: Setting, shapes: Shapes) -> NDArray[np.bool_]:
     return (np.asarray(shapes.zero_stage) == WEIGHTS) & (setting.engine == "deepspeed")
 
 
+def fetches(held: Held, zero: Zero) -> Seconds:
+    """All-gathers of a pass under ZeRO-3: one for each module, but small ones are joined.
+
+    What is fetched ahead is joined up to ``stage3_prefetch_bucket_size`` elements
+    (runtime/zero/partitioned_param_coordinator.py, ``fetch_sub_module``).
+    """
+    return np.minimum(held.matrices, _buckets(held, max(1, zero.stage3_prefetch_bucket_size)))
+
+
+def _buckets(held: Held, size: int) -> Seconds:
+    """So many of ``size`` elements hold all parameters."""
+    return np.maximum(1, np.ceil((held.dense + held.routed) / size))
+
+
 def _left(communication: Seconds, compute: Seconds) -> Seconds:
     """What is left of communication that runs beside compute."""
     return np.maximum(0.0, communication - compute)
@@ -114,12 +136,13 @@ def _reduce(
         sharded = setting.megatron.use_distributed_optimizer
         operation = reduce_scatter_seconds if sharded else all_reduce_seconds
         return rings.over(operation, _accumulated_bytes(setting), held)
+    pieces = _buckets(held, setting.deepspeed.zero_optimization.reduce_bucket_size)
     zero, stage = setting.deepspeed.zero_optimization, np.asarray(shapes.zero_stage)
     told = SIZES[setting.deepspeed.communication_data_type or setting.training.precision]
     # With sequence parallelism gradients are reduced in fp32 (stage_1_and_2.py:2373).
     element = np.where(np.asarray(shapes.sp) > 1, FP32_BYTES, told)
     whole, scattered = (
-        rings.over(operation, element, held)
+        rings.over(operation, element, held, pieces)
         for operation in (all_reduce_seconds, reduce_scatter_seconds)
     )
     each = np.where(stage == WEIGHTS, scattered, whole)

@@ -12,7 +12,7 @@ from planner.timing.layer import LayerSeconds, PassSeconds, layer_seconds
 from planner.timing.pipeline import boundary_seconds, bubble_seconds
 from planner.timing.shapes import Integers, Seconds, Setting, Shapes
 from planner.timing.stages import divisions, kinds
-from planner.timing.state import Held, state_seconds
+from planner.timing.state import state_seconds
 
 Places = NDArray[np.int64]
 
@@ -55,7 +55,7 @@ def step_time(setting: Setting, shapes: Shapes) -> StepTime:
     state = state_seconds(
         setting,
         shapes,
-        Held(divided.dense, divided.routed),
+        divided.held,
         passes[0].sum(axis=1),
         passes[1].sum(axis=1),
     )

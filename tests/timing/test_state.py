@@ -19,17 +19,18 @@ HOPS = 3.4e-6
 
 def state(told=None, *, forward=0.0, backward=0.0, held=None, **shapes):
     shapes = in_columns(Shapes(**({"dp": 8} | shapes)))
-    found = held or Held(np.array([P]), np.array([0.0]))
+    found = held or Held(np.array([P]), np.array([0.0]), np.array([1.0]))
     told = told or setting(machines=NODE)
     return state_seconds(told, shapes, found, np.array([forward]), np.array([backward]))
 
 
-def gathered(size=2 * P, ranks=8):
-    return (ranks - 1) / ranks * size / RING + (ranks - 1) * HOPS
+def gathered(size=2 * P, ranks=8, pieces=1):
+    return (ranks - 1) / ranks * size / RING + pieces * (ranks - 1) * HOPS
 
 
-def summed(size=2 * P, ranks=8):
-    return 2 * (ranks - 1) / ranks * size / RING + 2 * 3 * HOPS
+def summed(size=2 * P, ranks=8, pieces=2):
+    """In two buckets of 5e8 elements."""
+    return 2 * (ranks - 1) / ranks * size / RING + pieces * 2 * 3 * HOPS
 
 
 def test_without_zero_gradients_are_all_reduced_once_and_nothing_is_gathered():
@@ -42,7 +43,7 @@ def test_without_zero_gradients_are_all_reduced_once_and_nothing_is_gathered():
 def test_stage_1_updates_an_eighth_and_gathers_the_weights():
     found = state(zero_stage=1)
     assert found.gradient == pytest.approx(summed())
-    assert found.optimizer == pytest.approx((30 + 8) * P / 8 / MEMORY + gathered())
+    assert found.optimizer == pytest.approx((30 + 8) * P / 8 / MEMORY + gathered(pieces=2))
 
 
 def test_stage_2_reduces_in_every_micro_batch():
@@ -55,7 +56,7 @@ def test_stage_3_gathers_twice_and_scatters_once_a_micro_batch():
     """The volume is 3 P for a pass forward and backward (section 7.2.2): half more than stage 0."""
     found = state(zero_stage=3)
     assert found.weight_gather == pytest.approx(2 * gathered())
-    assert found.gradient == pytest.approx(gathered())
+    assert found.gradient == pytest.approx(gathered(pieces=2))
     assert found.optimizer == pytest.approx((30 + 8) * P / 8 / MEMORY)
 
 
@@ -63,6 +64,13 @@ def test_stage_3_hides_behind_compute_what_it_can():
     assert state(zero_stage=3, forward=1.0, backward=1.0).weight_gather == 0
     half = state(zero_stage=3, forward=gathered() / 2, backward=1.0)
     assert half.weight_gather == pytest.approx(gathered() / 2)
+
+
+def test_modules_are_fetched_one_by_one_unless_they_are_small():
+    """Of 1e9 parameters in buckets of 5e7: 10 matrices each alone, 1000 of them in 20."""
+    few, many = (Held(np.array([P]), np.array([0.0]), np.array([n])) for n in (10.0, 1000.0))
+    assert state(zero_stage=3, held=few).weight_gather == pytest.approx(2 * gathered(pieces=10))
+    assert state(zero_stage=3, held=many).weight_gather == pytest.approx(2 * gathered(pieces=20))
 
 
 def test_gradients_overlap_where_the_keys_say_so():
@@ -74,14 +82,14 @@ def test_gradients_overlap_where_the_keys_say_so():
 
 def test_experts_are_reduced_over_their_replicas_only():
     """ep 8 of dp 8: each rank has its own experts, so there is nothing to reduce."""
-    held = Held(np.array([0.0]), np.array([P]))
+    held = Held(np.array([0.0]), np.array([P]), np.array([1.0]))
     assert state(zero_stage=1, held=held, ep=8).gradient == 0
     assert state(zero_stage=1, held=held, ep=1).gradient == pytest.approx(summed())
 
 
 def test_experts_are_updated_by_as_many_ranks_as_replicate_them():
     """ep 4 of dp 8: two replicas of each."""
-    held = Held(np.array([0.0]), np.array([P]))
+    held = Held(np.array([0.0]), np.array([P]), np.array([1.0]))
     found = state(zero_stage=3, held=held, ep=4)
     assert found.optimizer == pytest.approx((30 + 8) * P / 2 / MEMORY)
 
@@ -92,14 +100,14 @@ def test_megatron_with_a_distributed_optimizer_scatters_fp32_gradients():
     )
     found = state(told)
     assert found.gradient == pytest.approx(gathered(4 * P))
-    assert found.optimizer == pytest.approx((30 + 8) * P / 8 / MEMORY + gathered())
+    assert found.optimizer == pytest.approx((30 + 8) * P / 8 / MEMORY + gathered(pieces=2))
 
 
 def test_offloaded_state_crosses_the_host_link_and_is_updated_there():
     """Gradients down and weights up, 2 B each; 0.5e9 updates a second for each of 8 ranks."""
     found = state(zero_stage=1, offloads_optimizer=True)
     assert found.offload == pytest.approx(P / 8 / 0.5e9 + 4 * P / 8 / (0.8 * 31.5e9))
-    assert found.optimizer == pytest.approx(gathered())
+    assert found.optimizer == pytest.approx(gathered(pieces=2))
 
 
 def test_offloaded_parameters_go_up_in_every_pass():
