@@ -39,6 +39,8 @@ class Row:
     setting: Setting
     shapes: Shapes
     seconds: float
+    fitted: bool = True
+    """False: compared only."""
     flops: float
     """Of one device, by equation 3 of arXiv:2104.04473 (recomputation counted where it is)."""
 
@@ -76,9 +78,9 @@ def rows() -> list[Row]:
 
 def equation_3(row: Mapping[str, Any], *, vocabulary: int) -> float:
     """``96 B s l h^2 (1 + s / 6h + V / 16 l h)``: all devices, with full recomputation."""
-    h, layers = row["hidden"], row["layers"]
-    share = 1 + SEQUENCE / (6 * h) + vocabulary / (16 * layers * h)
-    return 96.0 * row["global_batch"] * SEQUENCE * layers * h**2 * share
+    h, layers, s = row["hidden"], row["layers"], row.get("sequence", SEQUENCE)
+    share = 1 + s / (6 * h) + vocabulary / (16 * layers * h)
+    return 96.0 * row["global_batch"] * s * layers * h**2 * share
 
 
 def _read(name: str) -> list[dict[str, Any]]:
@@ -117,13 +119,14 @@ def _method(split: str) -> str:
 def _paper(row: Mapping[str, Any]) -> Row:
     devices = row["devices"]
     selective = row.get("recompute") == "selective"
+    stage = row.get("zero_stage", 0)
     flops = equation_3(row, vocabulary=51200) / devices
     setting = Setting(
         model=_model(row["layers"], row["hidden"], row["heads"], 51200),
         cluster=_cluster(devices, "infiniband-hdr", NODE),
-        training=_training(sequence_parallel=selective),
+        training=_training(row.get("sequence", SEQUENCE), sequence_parallel=selective),
         deepspeed=DeepSpeed(pipeline=Pipeline(partition_method="type:block")),
-        engine="megatron",
+        engine="deepspeed" if stage else "megatron",
         megatron=Megatron(accumulate_allreduce_grads_in_fp32=False),
         overlaps_tensor_parallel="recompute" in row,
     )
@@ -133,7 +136,8 @@ def _paper(row: Mapping[str, Any]) -> Row:
         model=f"{row['layers']} x {row['hidden']}, {row['heads']} heads",
         period="",
         setting=setting,
-        shapes=_shapes(row, devices, zero_stage=0, recomputed=0.0 if selective else 1.0),
+        shapes=_shapes(row, devices, zero_stage=stage, recomputed=0.0 if selective else 1.0),
+        fitted=row.get("fitted", True),
         seconds=row.get("seconds") or flops / row["tflops"] / 1e12,
         flops=flops,
     )
@@ -151,12 +155,13 @@ def _shapes(row: Mapping[str, Any], devices: int, *, zero_stage: int, recomputed
         recomputed_share=recomputed,
         recomputes_core=not recomputed,
         virtual_stages=row.get("chunks", 1),
+        offloads_optimizer=row.get("offloads_optimizer", False),
     )
 
 
-def _training(*, sequence_parallel: bool = False) -> Training:
+def _training(length: int = SEQUENCE, *, sequence_parallel: bool = False) -> Training:
     return Training(
-        sequence_length=SEQUENCE,
+        sequence_length=length,
         precision="fp16",
         implementation="megatron",
         attention="eager",

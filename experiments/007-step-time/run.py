@@ -30,8 +30,9 @@ class Pair(NamedTuple):
 def main() -> None:
     """Compare, and say what would be fitted without each source."""
     every = rows()
-    fitted = f"Fitted share of the peak: {fit(every):.2f}."
-    text = "\n".join([*report(compare(every)), "", fitted, "", *left_out(every)]) + "\n"
+    used = [row for row in every if row.fitted]
+    fitted = f"Fitted share of the peak: {fit(used):.2f}."
+    text = "\n".join([*report(compare(every)), "", fitted, "", *left_out(used)]) + "\n"
     RESULTS.write_text(text)
     print(text)
 

@@ -24,7 +24,7 @@ class Division(NamedTuple):
     """(rows, kinds): layers of each kind in a stage, every stage that differs once."""
     total: Counts
     """(kinds,): of all stages."""
-    held: tuple[int, int, int]
+    held: tuple[int, ...]
     """On a rank of the stage that has most, before ZeRO: see `state.Held`."""
 
 
@@ -76,8 +76,16 @@ def _counts(held: Sequence[Stage], known: Sequence[Layer]) -> Counts:
     return counts
 
 
-def _held(stage: Stage) -> tuple[int, int, int]:
-    """Dense parameters, those of experts, and matrices of both."""
+def _held(stage: Stage) -> tuple[int, ...]:
+    """In the order of `Held`."""
     every = [parameter for layer in stage.layers for parameter in layer.parameters]
     routed = sum(parameter.numel for parameter in every if parameter.expert)
-    return stage.num_parameters - routed, routed, sum(p.ndim > 1 for p in every)
+    matrices = [parameter.numel for parameter in every if parameter.ndim > 1]
+    layers = (sum(parameter.numel for parameter in layer.parameters) for layer in stage.layers)
+    return (
+        stage.num_parameters - routed,
+        routed,
+        len(matrices),
+        max(matrices, default=0),
+        max(layers, default=0),
+    )

@@ -43,6 +43,10 @@ class Held(NamedTuple):
     routed: Seconds
     matrices: Seconds
     """How many of them are matrices: as many modules are gathered for."""
+    largest: Seconds
+    """Elements of the largest matrix."""
+    layer: Seconds
+    """Elements of the largest layer."""
 
 
 class StateSeconds(NamedTuple):
@@ -76,14 +80,14 @@ def state_seconds(
     sharded, in_parts = _shards_state(setting, shapes), _shards_weights(setting, shapes)
     element, zero = SIZES[setting.training.precision], setting.deepspeed.zero_optimization
     fetch = rings.over(all_gather_seconds, element, held, fetches(held, zero))
-    twice = _left(fetch, forward) + _left(fetch, backward)
     pieces = _buckets(held, zero.allgather_bucket_size)
     gather = rings.over(all_gather_seconds, element, held, pieces)
     local = held.dense / np.where(sharded, rings.dense.ranks, 1) + held.routed / np.where(
         sharded, rings.routed.ranks, 1
     )
+    fetched = shapes.micro_batches * _fetched(fetch, shapes, held, zero, forward + backward)
     return StateSeconds(
-        weight_gather=np.where(in_parts, shapes.micro_batches * twice, 0.0),
+        weight_gather=np.where(in_parts, fetched, 0.0),
         gradient=_reduce(setting, shapes, held, rings, backward)
         + _accumulate(setting, shapes, held),
         optimizer=np.where(shapes.offloads_optimizer, 0.0, _update(setting, local))
@@ -116,6 +120,22 @@ def fetches(held: Held, zero: Zero) -> Seconds:
     (runtime/zero/partitioned_param_coordinator.py, ``fetch_sub_module``).
     """
     return np.minimum(held.matrices, _buckets(held, max(1, zero.stage3_prefetch_bucket_size)))
+
+
+def _fetched(fetch: Seconds, shapes: Shapes, held: Held, zero: Zero, compute: Seconds) -> Seconds:
+    """What fetching weights adds to a micro-batch: for the forward and for the backward pass.
+
+    A recomputed layer is fetched once more if it is larger than ``stage3_max_reuse_distance``, so
+    that its weights were let go between its two passes. Nothing is fetched ahead where a module
+    alone has as much as ``stage3_max_live_parameters``; else fetching runs beside computing
+    (runtime/zero/partitioned_param_coordinator.py:452 to 457 and 653 to 658).
+    """
+    let_go = held.layer > zero.stage3_max_reuse_distance
+    times = 2 + np.asarray(shapes.recomputed_share) * let_go
+    ahead = (held.largest < zero.stage3_max_live_parameters) & (
+        zero.stage3_prefetch_bucket_size > 0
+    )
+    return np.where(ahead, _left(times * fetch, compute), times * fetch)
 
 
 def _buckets(held: Held, size: int) -> Seconds:

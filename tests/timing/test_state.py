@@ -15,11 +15,13 @@ RING = 0.67 * 300e9
 NODE = cluster(1)
 MEMORY = 0.88 * 2039e9
 HOPS = 3.4e-6
+ONES = (np.array([1.0]),) * 3
+"""One matrix; the largest matrix and the largest layer are small."""
 
 
 def state(told=None, *, forward=0.0, backward=0.0, held=None, **shapes):
     shapes = in_columns(Shapes(**({"dp": 8} | shapes)))
-    found = held or Held(np.array([P]), np.array([0.0]), np.array([1.0]))
+    found = held or Held(np.array([P]), np.array([0.0]), *ONES)
     told = told or setting(machines=NODE)
     return state_seconds(told, shapes, found, np.array([forward]), np.array([backward]))
 
@@ -62,15 +64,30 @@ def test_stage_3_gathers_twice_and_scatters_once_a_micro_batch():
 
 def test_stage_3_hides_behind_compute_what_it_can():
     assert state(zero_stage=3, forward=1.0, backward=1.0).weight_gather == 0
-    half = state(zero_stage=3, forward=gathered() / 2, backward=1.0)
+    half = state(zero_stage=3, forward=gathered() / 2, backward=gathered())
     assert half.weight_gather == pytest.approx(gathered() / 2)
+
+
+def test_a_recomputed_layer_that_was_let_go_is_fetched_three_times():
+    """``stage3_max_reuse_distance`` is 1e9 elements."""
+    for layer, times in ((0.9e9, 2), (1.1e9, 3)):
+        held = Held(np.array([P]), np.array([0.0]), *ONES[:2], np.array([layer]))
+        found = state(zero_stage=3, held=held, recomputed_share=1.0)
+        assert found.weight_gather == pytest.approx(times * gathered())
+
+
+def test_nothing_is_fetched_ahead_of_a_module_that_fills_what_may_live():
+    held = Held(np.array([P]), np.array([0.0]), ONES[0], np.array([1e9]), np.array([1e9]))
+    found = state(zero_stage=3, held=held, forward=9.0, backward=9.0)
+    assert found.weight_gather == pytest.approx(2 * gathered())
 
 
 def test_modules_are_fetched_one_by_one_unless_they_are_small():
     """Of 1e9 parameters in buckets of 5e7: 10 matrices each alone, 1000 of them in 20."""
-    few, many = (Held(np.array([P]), np.array([0.0]), np.array([n])) for n in (10.0, 1000.0))
-    assert state(zero_stage=3, held=few).weight_gather == pytest.approx(2 * gathered(pieces=10))
-    assert state(zero_stage=3, held=many).weight_gather == pytest.approx(2 * gathered(pieces=20))
+    for matrices, pieces in ((10.0, 10), (1000.0, 20)):
+        held = Held(np.array([P]), np.array([0.0]), np.array([matrices]), *ONES[1:])
+        found = state(zero_stage=3, held=held)
+        assert found.weight_gather == pytest.approx(2 * gathered(pieces=pieces))
 
 
 def test_gradients_overlap_where_the_keys_say_so():
@@ -82,14 +99,14 @@ def test_gradients_overlap_where_the_keys_say_so():
 
 def test_experts_are_reduced_over_their_replicas_only():
     """ep 8 of dp 8: each rank has its own experts, so there is nothing to reduce."""
-    held = Held(np.array([0.0]), np.array([P]), np.array([1.0]))
+    held = Held(np.array([0.0]), np.array([P]), *ONES)
     assert state(zero_stage=1, held=held, ep=8).gradient == 0
     assert state(zero_stage=1, held=held, ep=1).gradient == pytest.approx(summed())
 
 
 def test_experts_are_updated_by_as_many_ranks_as_replicate_them():
     """ep 4 of dp 8: two replicas of each."""
-    held = Held(np.array([0.0]), np.array([P]), np.array([1.0]))
+    held = Held(np.array([0.0]), np.array([P]), *ONES)
     found = state(zero_stage=3, held=held, ep=4)
     assert found.optimizer == pytest.approx((30 + 8) * P / 2 / MEMORY)
 
