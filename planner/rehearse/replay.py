@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import chain, repeat
 from pathlib import Path
 
 from planner.memory.allocator.caching import CachingAllocator, OutOfMemoryError
+from planner.memory.allocator.driver import Watcher
 from planner.memory.allocator.settings import DEFAULTS, Settings
 from planner.rehearse.trace import Kind, Move, Trace
 from planner.validate.job import RankResult, Refused
@@ -21,6 +23,12 @@ class Modelled:
     """Where what it did goes, for PyTorch's memory viewer."""
     many: bool = False
     """Each rank has files of its own, with its number in the name."""
+
+    def allocator(self, *, prompt: bool = True, watcher: Watcher | None = None) -> CachingAllocator:
+        """An empty one."""
+        return CachingAllocator(
+            self.settings, capacity_bytes=self.capacity_bytes, prompt=prompt, watcher=watcher
+        )
 
     def snapshots_of(self, rank: int) -> tuple[Path, ...]:
         """The files of a rank."""
@@ -65,16 +73,20 @@ def replay(
 
 def with_reserved(result: RankResult, trace: Trace, modelled: Modelled) -> RankResult:
     """The result of a rank with what the allocator would have reserved in every phase."""
-    allocator = CachingAllocator(modelled.settings, capacity_bytes=modelled.capacity_bytes)
-    replayed = replay(trace, allocator)
-    peaks = replayed.peak_reserved_bytes
-    readings = [
-        replace(reading, reserved_bytes=peak)
-        for reading, peak in zip(result.readings, peaks, strict=False)
-    ]
+    replayed = replay(trace, modelled.allocator())
+    lagging = replay(trace, modelled.allocator(prompt=False))
+    peaks = zip(
+        result.readings,
+        chain(replayed.peak_reserved_bytes, repeat(None)),
+        chain(lagging.peak_reserved_bytes, repeat(None)),
+        strict=False,
+    )
     return replace(
         result,
-        readings=(*readings, *result.readings[len(readings) :]),
+        readings=tuple(
+            replace(reading, reserved_bytes=low, reserved_high_bytes=high)
+            for reading, low, high in peaks
+        ),
         refused=_refused(result, trace, replayed, modelled),
     )
 

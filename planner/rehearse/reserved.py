@@ -1,6 +1,7 @@
 """What the modelled allocator reserved, phase by phase, beside the plan's estimate."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
@@ -24,7 +25,16 @@ def modelled(
     return Modelled(settings=settings, capacity_bytes=room, snapshots=paths, many=many)
 
 
-def reserved_points(plan: Plan, results: Sequence[RankResult]) -> list[Point]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReservedPoint(Point):
+    """The most that is reserved in a phase, ``quantity`` peak_reserved."""
+
+    high_bytes: int
+    """On a device that lags as far behind the host as it may: what `record_stream` keeps is not
+    free before the host waits for the device. ``measured_bytes``: on one that keeps up."""
+
+
+def reserved_points(plan: Plan, results: Sequence[RankResult]) -> list[ReservedPoint]:
     """Every phase for which a rank tells what was reserved.
 
     What is reserved stays: so the plan's estimate is that for the highest point so far.
@@ -37,7 +47,7 @@ def reserved_points(plan: Plan, results: Sequence[RankResult]) -> list[Point]:
     ]
 
 
-def _of_rank(plan: Plan, planned: RankPlan, result: RankResult) -> Iterator[Point]:
+def _of_rank(plan: Plan, planned: RankPlan, result: RankResult) -> Iterator[ReservedPoint]:
     run = make_run(plan.spec, plan.model)
     measured = readings_by_phase(result)
     highest = accumulate((phase.peak_bytes for phase in planned.phases), max)
@@ -46,12 +56,13 @@ def _of_rank(plan: Plan, planned: RankPlan, result: RankResult) -> Iterator[Poin
         reserved = [r.reserved_bytes for r in readings if r.reserved_bytes is not None]
         if len(reserved) < max(1, len(readings)):
             continue
-        yield Point(
+        yield ReservedPoint(
             rank=result.rank,
             phase=phase.phase,
             quantity="peak_reserved",
             predicted_bytes=beyond_of(run, allocated).reserved_bytes,
             measured_bytes=max(reserved),
+            high_bytes=max(reserved + [r.reserved_high_bytes or 0 for r in readings]),
             predicted_terms={},
             measured_terms={},
         )

@@ -12,7 +12,7 @@ from planner.errors import LayoutError
 from planner.memory.allocator.settings import DEFAULTS, Settings
 from planner.plan import make_plan
 from planner.planned import Plan
-from planner.rehearse.reserved import modelled, reserved_points
+from planner.rehearse.reserved import ReservedPoint, modelled, reserved_points
 from planner.rehearse.worker import rehearse_rank
 from planner.spec.dump import dump
 from planner.spec.load import Spec
@@ -29,7 +29,7 @@ class Rehearsal:
     plan: Plan
     results: tuple[RankResult, ...]
     points: tuple[Point, ...]
-    reserved: tuple[Point, ...]
+    reserved: tuple[ReservedPoint, ...]
     """What the modelled allocator reserves, beside the plan's estimate, which has a wide band."""
     seconds: float
 
@@ -54,7 +54,13 @@ def document(rehearsal: Rehearsal) -> dict[str, Any]:
     return {
         "schema": "planner.rehearsal/1",
         "file": str(rehearsal.plan.spec.path),
-        "points": [point_document(point) for point in (*rehearsal.points, *rehearsal.reserved)],
+        "points": [
+            *(point_document(point) for point in rehearsal.points),
+            *(
+                point_document(point) | {"measured_high_bytes": point.high_bytes}
+                for point in rehearsal.reserved
+            ),
+        ],
         "out_of_memory": [
             {"rank": result.rank} | asdict(result.refused)
             for result in rehearsal.results

@@ -39,9 +39,7 @@ def snapshot(trace: Trace, modelled: Modelled) -> dict[str, Any]:
     For a stack trace every allocation has who made it in DeepSpeed, its label, and its phase.
     """
     history = _History(trace)
-    allocator = CachingAllocator(
-        modelled.settings, capacity_bytes=modelled.capacity_bytes, watcher=history.watch
-    )
+    allocator = modelled.allocator(watcher=history.watch)
     replayed = replay(trace, allocator, before=history.begin)
     history.refuse(replayed)
     return {

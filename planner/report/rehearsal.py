@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from planner.rehearse.replay import of_rank
+from planner.rehearse.reserved import ReservedPoint
 from planner.rehearse.run import Rehearsal
 from planner.report.plan import heading
 from planner.report.timeline import save, series
@@ -53,7 +54,7 @@ def draw_timelines(rehearsal: Rehearsal, drawn: Path, figure: Path) -> None:
             )
 
 
-def _reserved(peaks: Sequence[Point], reserved: Sequence[Point]) -> list[RenderableType]:
+def _reserved(peaks: Sequence[Point], reserved: Sequence[ReservedPoint]) -> list[RenderableType]:
     """Beside what was allocated, what PyTorch's allocator would hold; nothing on CPUs."""
     if not reserved:
         return []
@@ -62,7 +63,7 @@ def _reserved(peaks: Sequence[Point], reserved: Sequence[Point]) -> list[Rendera
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for name in ("rank", "phase"):
         table.add_column(name, overflow="fold")
-    for name in ("allocated", "reserved", "above", "estimate of the plan"):
+    for name in ("allocated", "reserved", "above", "lagging", "estimate of the plan"):
         table.add_column(name, justify="right", overflow="fold")
     for point in reserved:
         held = allocated[point.rank, point.phase]
@@ -73,11 +74,12 @@ def _reserved(peaks: Sequence[Point], reserved: Sequence[Point]) -> list[Rendera
             f"{held / MIB:,.0f}",
             f"{point.measured_bytes / MIB:,.0f}",
             f"{point.measured_bytes / highest[point.rank] - 1:+.1%}",
+            f"{point.high_bytes / MIB:,.0f}",
             f"{point.predicted_bytes / MIB:,.0f}",
         )
     heading = (
         "MiB that PyTorch's caching allocator reserves, replayed; above: of the highest allocated "
-        "so far, as it keeps what it once took"
+        "so far, as it keeps what it once took; lagging: on a device that lags behind the host"
     )
     return [Text(heading), Text(), table, Text()]
 

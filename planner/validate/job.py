@@ -67,6 +67,8 @@ class Reading:
     """By label, what adds up to ``host_bytes``."""
     reserved_bytes: int | None = None
     """Most that the caching allocator held in the phase: CUDA's own, or a rehearsal's model."""
+    reserved_high_bytes: int | None = None
+    """Rehearsals: the same on a device that lags as far behind the host as it may."""
     device_bytes: int | None = None
     """CUDA: total less free, as the driver says at the end of the phase."""
 

@@ -80,6 +80,9 @@ def test_streams_keep_their_blocks_and_wait_for_each_other():
     assert replay(trace, late).peak_reserved_bytes == [90 * MIB, 90 * MIB]
     prompt = CachingAllocator()
     assert replay(trace, prompt).peak_reserved_bytes == [60 * MIB, 90 * MIB]
+    readings = with_reserved(result_of(books), trace, Modelled()).readings
+    assert [each.reserved_bytes for each in readings] == [60 * MIB, 90 * MIB]
+    assert [each.reserved_high_bytes for each in readings] == [90 * MIB, 90 * MIB]
 
 
 def test_an_emptied_cache_is_empty():

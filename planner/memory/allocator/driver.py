@@ -78,8 +78,7 @@ class Driver:
         block.state = UNMAPPED
         block.swallow(block.before)
         block.swallow(block.after)
-        if not block.alone:
-            block.pool.add(block)
+        block.pool.add(block)
         self.taken_bytes -= end - start
         self._tell("segment_unmap", start, end - start, block.stream)
 

@@ -160,13 +160,13 @@ def test_blocks_from_the_split_size_on_stay_whole() -> None:
 
 
 def test_oversize_blocks_are_returned_first_and_only_as_many_as_needed() -> None:
-    allocator = CachingAllocator(Settings(max_split_bytes=30 * MIB), capacity_bytes=200 * MIB)
-    for key, size in (("a", 40), ("b", 60), ("c", 80), ("d", 20)):
+    allocator = CachingAllocator(Settings(max_split_bytes=30 * MIB), capacity_bytes=160 * MIB)
+    for key, size in (("a", 40), ("b", 60), ("c", 36), ("d", 20)):
         allocator.allocate(key, size * MIB)
     for key in "abcd":
         allocator.free(key)
-    allocator.allocate("new", 100 * MIB)  # c and b go, a and d stay
-    assert allocator.reserved_bytes == 160 * MIB
+    allocator.allocate("new", 100 * MIB)  # b and a are as much, c and d stay
+    assert allocator.reserved_bytes == 156 * MIB
     assert allocator.num_retries == 0
 
 
@@ -213,15 +213,16 @@ def test_garbage_collection_beside_expandable_segments() -> None:
 def test_garbage_collection_returns_what_has_been_free_for_longest() -> None:
     settings = Settings(garbage_collection_threshold=0.5, per_process_memory_fraction=0.5)
     allocator = CachingAllocator(settings, capacity_bytes=400 * MIB)
-    allocator.allocate("old", 40 * MIB)
-    allocator.allocate("young", 60 * MIB)
+    for key, size in (("kept", 20), ("old", 40), ("young", 60)):
+        allocator.allocate(key, size * MIB)
     allocator.free("old")
-    for key in range(8):
-        allocator.allocate(key, 5 * MIB)  # two segments of 20 MiB
+    for _ in range(5):
+        allocator.free("young")
+        allocator.allocate("young", 60 * MIB)
     allocator.free("young")
     allocator.allocate("new", 62 * MIB)
-    # 140 MiB were above 100: "old" is past the mean age, "young" is not.
-    assert allocator.reserved_bytes == (60 + 40 + 62) * MIB
+    # 120 MiB were above 100: "old" is past the mean age, "young" is not.
+    assert allocator.reserved_bytes == (20 + 60 + 62) * MIB
 
 
 def test_an_expandable_segment_grows_in_place() -> None:
@@ -237,6 +238,26 @@ def test_an_expandable_segment_grows_in_place() -> None:
     assert allocator.reserved_bytes == 60 * MIB
     allocator.allocate("small", 1)
     assert allocator.reserved_bytes == 62 * MIB
+
+
+def test_a_hole_is_filled_before_the_end_that_can_grow() -> None:
+    allocator = CachingAllocator(EXPANDABLE)
+    hole = allocator.allocate("a", 30 * MIB).address
+    allocator.allocate("b", 5 * MIB)  # 5 MiB are left at the end
+    allocator.free("a")
+    assert allocator.allocate("c", 4 * MIB).address == hole
+
+
+def test_expandable_blocks_are_left_alone_once_they_are_switched_off() -> None:
+    allocator = CachingAllocator(EXPANDABLE)
+    allocator.allocate("a", 40 * MIB)
+    allocator.free("a")
+    allocator.settings = Settings()
+    allocator.allocate("b", 30 * MIB)
+    assert allocator.reserved_bytes == 70 * MIB
+    allocator.free("b")
+    allocator.allocate("c", 30 * MIB)
+    assert allocator.reserved_bytes == 70 * MIB
 
 
 def test_whole_pages_go_back_and_the_gap_is_filled_again() -> None:
