@@ -50,6 +50,11 @@ def rates(device: Device, precision: Precision, product_share: float | None = No
     )
 
 
+def is_fitted(device: Device) -> bool:
+    """Steps of this kind of device were compared; of the others the share is that of A100."""
+    return device.architecture in _read()["fitted"]
+
+
 def link_bytes_per_second(link: Link) -> float:
     """What NCCL reaches of a link's bandwidth; a link with a figure of its own, or its kind."""
     known = _read()["link_share"]

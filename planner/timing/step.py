@@ -11,7 +11,7 @@ from planner.timing.breakdown import StepTime
 from planner.timing.layer import LayerSeconds, PassSeconds, layer_seconds
 from planner.timing.pipeline import boundary_seconds, bubble_seconds
 from planner.timing.shapes import Integers, Seconds, Setting, Shapes
-from planner.timing.stages import divisions, kinds
+from planner.timing.stages import Counts, Divisions, divisions, kinds
 from planner.timing.state import state_seconds
 
 Places = NDArray[np.int64]
@@ -44,30 +44,18 @@ def step_time(setting: Setting, shapes: Shapes) -> StepTime:
     """
     shapes = in_columns(shapes)
     divided = divisions(setting, *_distinct(shapes.tp, shapes.pp, shapes.ep, shapes.sp))
-    table = _table(setting, shapes)
-    per_stage = np.einsum("nrk,nk->nr", divided.different, table.seconds)
-    slowest = per_stage.argmax(axis=1)
-    held = np.take_along_axis(divided.different, slowest[:, None, None], axis=1)[:, 0]
+    table, m = _table(setting, shapes), np.asarray(shapes.micro_batches)
+    slowest = _slowest(divided, table)
+    forward, backward = _parts(slowest, table.forward), _parts(slowest, table.backward)
+    state = state_seconds(setting, shapes, divided.held, forward.sum(axis=1), backward.sum(axis=1))
     messages = boundary_seconds(setting, shapes)
-    every = np.einsum("nk,nk->n", divided.total, table.seconds) + shapes.pp * messages
-    longest = per_stage.max(axis=1) + messages
-    passes = [np.einsum("nk,nkp->np", held, each) for each in (table.forward, table.backward)]
-    state = state_seconds(
-        setting,
-        shapes,
-        divided.held,
-        passes[0].sum(axis=1),
-        passes[1].sum(axis=1),
-    )
-    m = np.asarray(shapes.micro_batches)
-    parts = dict(zip(PassSeconds._fields, (m[:, None] * (passes[0] + passes[1])).T, strict=True))
-    flops, again = (
-        m * np.einsum("nk,nk->n", divided.total, each) / shapes.pp
-        for each in (table.flops, table.flops_again)
-    )
+    every = _sum(divided.total, table.seconds) + shapes.pp * messages
+    longest = _sum(slowest, table.seconds) + messages
+    passes = dict(zip(PassSeconds._fields, (m[:, None] * (forward + backward)).T, strict=True))
+    flops = m * _sum(divided.total, table.flops) / shapes.pp
     return StepTime(
-        **{f"{name}_seconds": seconds for name, seconds in parts.items()},
-        recompute_seconds=m * np.einsum("nk,nk->n", held, table.again),
+        **{f"{name}_seconds": seconds for name, seconds in passes.items()},
+        recompute_seconds=m * _sum(slowest, table.again),
         pipeline_seconds=m * messages,
         bubble_seconds=bubble_seconds(every, longest, shapes.virtual_stages),
         weight_gather_seconds=state.weight_gather,
@@ -75,8 +63,25 @@ def step_time(setting: Setting, shapes: Shapes) -> StepTime:
         optimizer_seconds=state.optimizer,
         offload_seconds=state.offload,
         model_flops=flops,
-        hardware_flops=flops + again,
+        hardware_flops=flops + m * _sum(divided.total, table.flops_again) / shapes.pp,
     )
+
+
+def _slowest(divided: Divisions, table: Table) -> Counts:
+    """Layers of each kind in the stage that takes longest, (layouts, kinds)."""
+    stages = np.einsum("nrk,nk->nr", divided.different, table.seconds)
+    place = stages.argmax(axis=1)[:, None, None]
+    return np.take_along_axis(divided.different, place, axis=1)[:, 0]
+
+
+def _sum(counts: Counts, each: Seconds) -> Seconds:
+    """Over kinds: ``counts`` layers of each, (layouts,)."""
+    return np.einsum("nk,nk->n", counts, each)
+
+
+def _parts(counts: Counts, each: Seconds) -> Seconds:
+    """The same by part of a pass, (layouts, parts)."""
+    return np.einsum("nk,nkp->np", counts, each)
 
 
 def in_columns(shapes: Shapes) -> Shapes:
