@@ -58,6 +58,7 @@ class _Rows(NamedTuple):
     """The columns of a table for one family, by micro-batch."""
 
     allocated_bytes: Ints
+    low_bytes: Ints
     stage: Ints
     activation_bytes: Ints
     host_bytes: Ints
@@ -107,7 +108,8 @@ def _all_rows(spec: Spec, model: Model, families: Sequence[Family]) -> Iterator[
     for family in families:
         run = make_run(next(family.candidates()).applied(spec), model)
         if is_covered(run):
-            yield _estimated(peaks(family.layout, family.offload), family, columns)
+            found = _estimated(peaks(family.layout, family.offload), family, columns)
+            yield _decided(spec, model, family, found)
         else:
             yield _walked(spec, model, family)
 
@@ -124,10 +126,26 @@ def _estimated(peaks: Peaks, family: Family, columns: Columns) -> _Rows:
     own = first + np.searchsorted(columns.sizes, family.micro_batches)
     return _Rows(
         peaks.allocated_bytes[own],
+        peaks.low_bytes[own],
         peaks.stage[own],
         peaks.activation_bytes[own],
         np.full(len(own), peaks.host_bytes),
     )
+
+
+def _decided(spec: Spec, model: Model, family: Family, rows: _Rows) -> _Rows:
+    """Walk what lies between two bounds; what is surely too much has the lower one."""
+    most = _most(spec, family.layout)
+    low, high = rows.low_bytes, rows.allocated_bytes
+    rows = rows._replace(allocated_bytes=np.where(low > most, low, high))
+    between = np.flatnonzero((low <= most) & (high > most))
+    if not len(between):
+        return rows
+    sizes = tuple(family.micro_batches[place] for place in between)
+    walked = _walked(spec, model, family._replace(micro_batches=sizes))
+    for name in ("allocated_bytes", "stage", "activation_bytes"):
+        getattr(rows, name)[between] = getattr(walked, name)
+    return rows
 
 
 def _walked(spec: Spec, model: Model, family: Family) -> _Rows:
@@ -154,6 +172,7 @@ def _nearest(held: Mapping[int, Held], place: int, *, fits: bool) -> int:
 
 def _rows(held: Sequence[Held]) -> _Rows:
     return _Rows(
+        np.asarray([each.allocated_bytes for each in held]),
         np.asarray([each.allocated_bytes for each in held]),
         np.asarray([each.stage for each in held]),
         np.asarray([each.activation_bytes for each in held]),

@@ -36,5 +36,7 @@ def _plain_reduction(run: Run) -> bool:
         return same and not (
             run.training.precision == "bf16" and accumulates_bf16_in_fp32(run.deepspeed.version)
         )
+    if run.layout.partitions_weights:
+        return zero.zero_hpz_partition_size == 1
     one = zero.contiguous_gradients and zero.reduce_scatter and not zero.overlap_comm
-    return not run.layout.partitions_weights and same and one and not zero.round_robin_gradients
+    return same and one and not zero.round_robin_gradients

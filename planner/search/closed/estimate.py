@@ -19,6 +19,7 @@ from planner.search.closed.pipeline import piped
 from planner.search.closed.profile import Ints
 from planner.search.closed.stages import Moment, Passes, Stages, passes_of
 from planner.search.closed.state import Content, make_content, make_state
+from planner.search.closed.zero3 import Batch, bounds
 from planner.spec.devices import handle_workspace_bytes
 from planner.spec.layout import Layout
 from planner.spec.load import Spec
@@ -29,6 +30,8 @@ class Peaks(NamedTuple):
     """The highest point of each column of one layout."""
 
     allocated_bytes: Ints
+    low_bytes: Ints
+    """It is not below this; where that is less, a walk may tell more."""
     stage: Ints
     """Which stage needs most."""
     activation_bytes: Ints
@@ -39,6 +42,7 @@ class Peaks(NamedTuple):
 class Divided(NamedTuple):
     """A model cut for one pipeline, and one micro-batch's passes through it."""
 
+    stages: tuple[Stage, ...]
     parts: tuple[range, ...]
     layers: Layers
     passes: Passes
@@ -62,6 +66,8 @@ class Estimator:
         first = Candidate(layout, 1, self.columns.recomputes[0], offload)
         run = make_run(first.applied(self.spec), self.model)
         divided = self._divide(run)
+        if layout.partitions_weights:
+            return self._bounded(run, divided)
         setup = _setup(run)
         states = [make_state(setup, content) for content in divided.contents]
         made = Stages(
@@ -73,11 +79,32 @@ class Estimator:
             passes=divided.passes,
             states=tuple(states[place] for place in divided.place),
             workspaces=divided.workspaces,
-            tokens=self.columns.micro_batches * run.training.sequence_length // layout.sp,
+            tokens=self._tokens(layout),
             micro_steps=self._micro_steps(layout),
         )
         found = piped(made) if layout.pp > 1 else alone(made)
         return _highest(list(found), made)
+
+    def _bounded(self, run: Run, divided: Divided) -> Peaks:
+        """ZeRO-3, between two bounds."""
+        (stage,) = divided.stages
+        found = bounds(
+            setup_of(run, stage),
+            Batch(self._tokens(run.layout), divided.layers.held, divided.passes),
+            block_numel=max(sum(p.numel for p in layer.parameters) for layer in stage.layers),
+            workspace_bytes=int(divided.workspaces.max()),
+        )
+        return Peaks(
+            allocated_bytes=found.high,
+            low_bytes=found.low,
+            stage=np.zeros_like(found.high),
+            activation_bytes=found.activation_bytes,
+            host_bytes=found.host_bytes,
+        )
+
+    def _tokens(self, layout: Layout) -> Ints:
+        """Of a micro-batch on one rank, in each column."""
+        return self.columns.micro_batches * self.spec.training.sequence_length // layout.sp
 
     def _micro_steps(self, layout: Layout) -> Ints:
         """Of each column; 1 where it does not divide."""
@@ -102,7 +129,7 @@ class Estimator:
         workspaces = np.asarray([[workspace * _multiplies(stage)] for stage in held])
         passes = passes_of(layers, parts, gradients)
         contents, place = _contents(run, held)
-        return Divided(parts, layers, passes, workspaces, contents, place)
+        return Divided(held, parts, layers, passes, workspaces, contents, place)
 
     def _profiled(self, run: Run, held: Sequence[Stage]) -> Layers:
         """Pipelines of any depth have the same layers, but for a tied head's copy."""
@@ -151,6 +178,7 @@ def _highest(found: Sequence[Moment], stages: Stages) -> Peaks:
     column = np.arange(shape[1])
     return Peaks(
         allocated_bytes=flat[place, column],
+        low_bytes=flat[place, column],
         stage=place % shape[0],
         activation_bytes=own.reshape(-1, shape[1])[place, column],
         host_bytes=max(state.host_bytes for state in stages.states),
