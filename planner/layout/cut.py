@@ -1,6 +1,8 @@
 """The model as one rank of each pipeline stage holds it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -44,6 +46,22 @@ def stages(
         LayoutError: tp or ep does not divide what it cuts, or the method is none.
 
     """
+    axes = Layout(dp=layout.ep, tp=layout.tp, pp=layout.pp, ep=layout.ep)
+    plain = replace(training, micro_batch_size=1, global_batch_size=None, recompute="none")
+    return _stages(model, axes, plain, deepspeed, tp_rank, told=told)
+
+
+@lru_cache(maxsize=512)
+def _stages(
+    model: Model,
+    layout: Layout,
+    training: Training,
+    deepspeed: DeepSpeed,
+    tp_rank: int,
+    *,
+    told: tuple[range, ...],
+) -> tuple[Stage, ...]:
+    """The same for any number of replicas, and however they are trained."""
     layers = _local_layers(model, layout, training, deepspeed, tp_rank)
     if layout.pp == 1:
         return (_stage(0, 1, layers, _registered(model)),)

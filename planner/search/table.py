@@ -98,7 +98,7 @@ def _host_over(spec: Spec, host_bytes: Ints) -> Ints:
 
 
 def _all_rows(spec: Spec, model: Model, families: Sequence[Family]) -> Iterator[_Rows]:
-    columns = _columns(families)
+    columns = columns_of(families)
     estimator = Estimator(spec, model, columns)
 
     @lru_cache(maxsize=16)  # families of one layout follow each other
@@ -114,7 +114,7 @@ def _all_rows(spec: Spec, model: Model, families: Sequence[Family]) -> Iterator[
             yield _walked(spec, model, family)
 
 
-def _columns(families: Sequence[Family]) -> Columns:
+def columns_of(families: Sequence[Family]) -> Columns:
     """All micro-batches with all recomputations."""
     sizes = sorted({size for family in families for size in family.micro_batches})
     recomputes = tuple(dict.fromkeys(family.recompute for family in families))

@@ -27,7 +27,7 @@ def _plain_checkpoints(run: Run) -> bool:
 
 
 def _plain_reduction(run: Run) -> bool:
-    """Gradients of the model's dtype, through one contiguous bucket."""
+    """Gradients of the model's dtype, through contiguous buckets."""
     zero, stage = run.deepspeed.zero_optimization, run.layout.zero_stage
     if uses_bf16_optimizer(run.training, run.layout, run.deepspeed):
         return True
@@ -38,5 +38,5 @@ def _plain_reduction(run: Run) -> bool:
         )
     if run.layout.partitions_weights:
         return zero.zero_hpz_partition_size == 1
-    one = zero.contiguous_gradients and zero.reduce_scatter and not zero.overlap_comm
-    return same and one and not zero.round_robin_gradients
+    plain = zero.contiguous_gradients and zero.reduce_scatter and not zero.round_robin_gradients
+    return same and plain

@@ -52,10 +52,14 @@ class Layers:
     """By recomputation, then by layer."""
 
 
-def make_layers(run: Run, local: Sequence[LocalLayer], columns: Columns) -> Layers:
+Known = dict[tuple[object, ...], Profile]
+"""Profiles that have been made, by all that they depend on."""
+
+
+def make_layers(run: Run, local: Sequence[LocalLayer], columns: Columns, known: Known) -> Layers:
     """Profile every different layer of a model, once for each recomputation."""
     profiles = [
-        _profiles(_with(run, recompute), local, columns) for recompute in columns.recomputes
+        _profiles(_with(run, recompute), local, columns, known) for recompute in columns.recomputes
     ]
 
     def side_by_side(name: str) -> Ints:
@@ -88,21 +92,25 @@ def _with(run: Run, recompute: Recompute) -> Run:
     return replace(run, training=replace(run.training, recompute=recompute))
 
 
-def _profiles(run: Run, local: Sequence[LocalLayer], columns: Columns) -> list[Profile]:
-    """Layers that run alike are run once."""
+def _profiles(
+    run: Run, local: Sequence[LocalLayer], columns: Columns, known: Known
+) -> list[Profile]:
+    """Layers that run alike are run once; only those with experts depend on who holds which."""
     layers = tuple(layer.placed.layer for layer in local)
     alike = placed(layers, tied=run.model.tied, shares=run.layout.pp == 1)
-    made: dict[tuple[int, bool, bool, int], Profile] = {}
+    layout = run.layout
+    cut = (run.training.recompute, layout.tp, layout.sp, layout.pp > 1)
     profiles = []
     for own, (layer, tied, boundary) in zip(local, alike, strict=True):
-        key = (id(layer), tied, boundary, len(own.parameters))
-        if key not in made:
-            made[key] = make_profile(
+        routed = any(parameter.routed for parameter in layer.parameters)
+        key = (*cut, layout.ep if routed else 1, id(layer), tied, boundary, len(own.parameters))
+        if key not in known:
+            known[key] = make_profile(
                 partial(_pass, run, own, tied, boundary),
                 columns.sizes,
                 partial(_gradient_bytes, run, own, local[0]),
             )
-        profiles.append(made[key])
+        profiles.append(known[key])
     return profiles
 
 

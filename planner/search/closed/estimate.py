@@ -14,7 +14,7 @@ from planner.model.description import Model
 from planner.plan import make_run
 from planner.search.candidate import Candidate
 from planner.search.closed.alone import alone
-from planner.search.closed.cut import Columns, Layers, make_layers
+from planner.search.closed.cut import Columns, Known, Layers, make_layers
 from planner.search.closed.pipeline import piped
 from planner.search.closed.profile import Ints
 from planner.search.closed.stages import Moment, Passes, Stages, passes_of
@@ -59,6 +59,7 @@ class Estimator:
     def __init__(self, spec: Spec, model: Model, columns: Columns) -> None:
         self.spec, self.model, self.columns = spec, model, columns
         self._layers: dict[tuple[int, ...], Layers] = {}
+        self._known: Known = {}
         self._divided: dict[tuple[int, ...], Divided] = {}
 
     def peaks(self, layout: Layout, offload: Offload) -> Peaks:
@@ -138,7 +139,7 @@ class Estimator:
         key = (layout.tp, layout.sp, layout.ep, layout.pp if copies else layout.pp > 1)
         if key not in self._layers:
             local = [layer for stage in held for layer in stage.layers]
-            self._layers[key] = make_layers(run, local, self.columns)
+            self._layers[key] = make_layers(run, local, self.columns, self._known)
         return self._layers[key]
 
 

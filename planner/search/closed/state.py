@@ -239,13 +239,16 @@ def _partitioned(setup: Setup, content: Content) -> State:
     owned = 0 if offload else size.model * int(held.max())
     zero = setup.deepspeed.zero_optimization
     bucket = zero.reduce_bucket_size * size.model
+    overlaps = bool(zero.overlap_comm) and setup.layout.pp == 1
+    early = owned if overlaps and setup.layout.zero_stage == 1 else 0
     gradients = whole if setup.layout.zero_stage == 1 else 0
     return State(
         resident=weights + (buffer if offload else FP32_BYTES * sum(parts) + states),
         init_top=_init_top(setup, groups, whole=whole, buffer=buffer if offload else 0),
         gradients=gradients,
         kept_always=False,
-        buffers=bucket,
+        # With overlap stage 1 reduces in the last backward pass, as gradients come.
+        buffers=bucket * (1 + overlaps) + early,
         owned=owned,
         hook_top=0,
         reduce_top=max(
@@ -259,7 +262,7 @@ def _partitioned(setup: Setup, content: Content) -> State:
             ),
             owned,
         )
-        + bucket * (2 if setup.layout.pp > 1 else 1),
+        + bucket * (1 + (overlaps or setup.layout.pp > 1)),
         step_top=0 if offload else owned + _step(setup, groups, size),
         host_bytes=_on_host(setup, parts, held, size, buffer) if offload else 0,
     )

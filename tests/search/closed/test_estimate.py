@@ -5,9 +5,10 @@ import pytest
 from planner.model.load import load_model
 from planner.plan import make_run
 from planner.search.closed.coverage import is_covered
+from planner.search.closed.estimate import Estimator
 from planner.search.exact import hold
 from planner.search.space import Space, make_space
-from planner.search.table import make_table
+from planner.search.table import columns_of, make_table
 from tests.search.small import DENSE, SPARSE, searched
 
 ABOVE = 0.02
@@ -43,6 +44,11 @@ CASES = {
         deepspeed={"pipeline": {"grad_partitioned": False, "pipe_partitioned": False}},
         search=BEFORE_3,
     ),
+    "overlap": searched(
+        devices=16,
+        deepspeed={"zero_optimization": {"overlap_comm": True}},
+        search={**BEFORE_3, "pp": [1, 2]},
+    ),
     "large": searched("llama-3-8b", devices=16, search=BEFORE_3),
 }
 
@@ -63,12 +69,28 @@ def test_estimates_are_never_below_and_hardly_above(name):
 
 
 def test_a_layout_of_which_it_knows_nothing_is_walked():
-    spec = searched(
-        deepspeed={"zero_optimization": {"overlap_comm": True}}, search={"zero_stage": 2, "tp": 1}
-    )
+    keys = {"zero_optimization": {"contiguous_gradients": False}}
+    spec = searched(deepspeed=keys, search={"zero_stage": 2, "tp": 1, "sp": 1})
     model = load_model(spec.model, folder=spec.folder)
     family = make_space(spec, model).families[0]
     table = make_table(spec, model, Space((family,), ()))
     largest = hold(spec, model, table.candidate(len(table.family) - 1))
     assert not is_covered(make_run(largest.candidate.applied(spec), model))
     assert int(table.allocated_bytes[-1]) == largest.allocated_bytes
+
+
+@pytest.mark.parametrize("model", [DENSE, SPARSE, "llama-3-8b"], ids=["dense", "sparse", "large"])
+def test_zero_3_lies_between_its_bounds(model):
+    spec = searched(
+        model, search={"zero_stage": 3, "offload": ["none", "optimizer", "all"], "tp": [1, 2]}
+    )
+    loaded = load_model(spec.model, folder=spec.folder)
+    families = make_space(spec, loaded).families
+    columns = columns_of(families)
+    estimator = Estimator(spec, loaded, columns)
+    for family in families[:: len(families) // 5 + 1]:
+        candidate = next(family.candidates())
+        exact = hold(spec, loaded, candidate).allocated_bytes
+        peaks = estimator.peaks(family.layout, family.offload)
+        own = columns.recomputes.index(family.recompute) * len(columns.sizes)
+        assert peaks.low_bytes[own] <= exact <= peaks.allocated_bytes[own], candidate
