@@ -54,13 +54,33 @@ CASES = {
     ),
 }
 
+MIXTRAL = LLAMA | {
+    "model_type": "mixtral",
+    "num_hidden_layers": 2,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+}
+HOST = {"device": "cpu"}
+ON_HOST = {"zero_optimization": {"offload_optimizer": HOST, "offload_param": HOST}}
+CASES |= {
+    "optimizer and weights on the host": ({}, {"zero_stage": 3}, ON_HOST, 9),
+    "four ranks a sequence": ({}, {"zero_stage": 2, "sp": 4}, {}, 6),
+    "transformers' experts": ({}, {"zero_stage": 2}, {}, 3),
+    "DeepSpeed's experts, none dropped": (
+        {"implementation": "reference", "expert_imbalance": 1.5, "global_batch_size": 128},
+        {"zero_stage": 1, "ep": 4, "pp": 2},
+        {"expert_engine": "moe", "moe": {"drop_tokens": False}},
+        40,
+    ),
+}
+
 SLOW = ("zero-3", PADDED, "last of four stages")
 
 
 def write_case(folder, name):
     training, layout, deepspeed, _ = CASES[name]
     document = {
-        "model": LLAMA,
+        "model": MIXTRAL if "experts" in name else LLAMA,
         "cluster": {
             "nodes": 7 if name == PADDED else 8,
             "devices_per_node": 8,
@@ -76,25 +96,34 @@ def write_case(folder, name):
 
 
 @pytest.fixture(scope="module")
-def rehearsed(tmp_path_factory):
-    """One process imports DeepSpeed and rehearses all cases, each in a fork of its own."""
+def cases(tmp_path_factory):
+    """The file of each case."""
     folder = tmp_path_factory.mktemp("rehearsals")
-    files = {name: write_case(folder, name) for name in CASES}
-    told = {str(file): CASES[name][-1] for name, file in files.items()}
-    output = folder / "results.json"
+    return {name: write_case(folder, name) for name in CASES}
+
+
+@pytest.fixture(scope="module")
+def told(cases, tmp_path_factory):
+    """One process imports DeepSpeed and rehearses all cases, each in a fork of its own."""
+    output = tmp_path_factory.mktemp("told") / "results.json"
+    ranks = {str(file): CASES[name][-1] for name, file in cases.items()}
+    slow = [str(cases[name]) for name in SLOW]
     worker = Path(__file__).with_name("worker_rehearse.py")
-    slow = [str(files[name]) for name in SLOW]
-    arguments = [json.dumps(told), json.dumps(slow), str(output)]
+    arguments = [json.dumps(ranks), json.dumps(slow), str(output)]
     subprocess.run([sys.executable, str(worker), *arguments], check=True, timeout=500)
-    results = json.loads(output.read_text())
-    fast, slow = results["fast"], results["slow"]
+    return json.loads(output.read_text())
+
+
+@pytest.fixture(scope="module")
+def rehearsed(cases, told):
     return {
         name: (
             file,
-            *(RankResult.read(each[str(file)]) for each in (fast, slow) if str(file) in each),
+            *(RankResult.read(told[each][str(file)]) for each in ("fast", "slow")
+              if str(file) in told[each]),
         )
-        for name, file in files.items()
-    }
+        for name, file in cases.items()
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -111,6 +140,34 @@ def test_a_plan_is_what_the_engine_books(rehearsed, name):
         if abs(point.error_bytes) > UNNAMED_BYTES
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_what_is_offloaded_is_in_the_books_of_the_host(rehearsed):
+    """And not in those of the device; only scalars and a batch are there besides."""
+    file, result, *_ = rehearsed["optimizer and weights on the host"]
+    planned = make_plan(load(file), every_rank=True, booked=True).ranks[0]
+    last = result.readings[-1]
+    assert 0 <= last.host_bytes - planned.host_bytes < UNNAMED_BYTES
+    assert sum(last.host_terms.values()) == last.host_bytes
+    offloaded = {"master_weights", "optimizer_states", "weights"}
+    assert offloaded <= last.host_terms.keys()
+    assert not offloaded & last.end_terms.keys()
+
+
+def test_answers(told):
+    """Where all is well: no overflow, equal everywhere; what the host was told, it knows."""
+    assert told["answers"]["values"] == [0.0, False, True, True, 7]
+    assert told["answers"]["counted"] == [5, 0]
+    assert told["answers"]["copied"] == [True, True, False]
+    assert told["answers"]["narrow values"] == [2, 4, 8, 16]
+
+
+@pytest.mark.parametrize("name", ["nonzero", "unique", "masked_select"])
+def test_an_operation_without_an_answer_stops_with_its_name(told, name):
+    message = told["answers"]["refused"][name]
+    assert message.startswith("RehearsalError: aten.")
+    assert name in message
+    assert "planner validate" in message
 
 
 def test_a_rehearsal_holds_no_tensors(rehearsed):

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import sys
 from contextlib import nullcontext
+from copy import deepcopy
 from pathlib import Path
 
 os.environ["DS_ACCELERATOR"] = "cpu"
@@ -44,17 +45,65 @@ def rehearse_slowly(file, rank):
     return rehearse(file, rank)
 
 
+def answer():
+    """What single operations answer on the stand-in."""
+    import torch
+
+    from planner.errors import RehearsalError
+    from planner.rehearse.answers import counting, without_bytes
+    from planner.rehearse.device import NAME, accelerator
+    from planner.rehearse.kernels import on_cuda
+
+    def refused(operation, tensor):
+        try:
+            operation(tensor)
+        except RehearsalError as error:
+            return f"{type(error).__name__}: {error}"
+        return "answered"
+
+    with accelerator(synchronous=False), without_bytes(on_cuda):
+        ones = torch.ones(4, device=NAME)
+        many = {
+            "nonzero": torch.nonzero,
+            "unique": torch.unique,
+            "masked_select": lambda x: torch.masked_select(x, x > 0),
+        }
+        values = [
+            ones.norm().item(),
+            torch.isnan(ones).any().item(),
+            torch.equal(ones, ones + 1),
+            (ones == ones + 1).all().item(),
+            torch.tensor(7).item(),
+        ]
+        with counting(5):
+            counted = [ones.long().max().item()]
+        counted.append(ones.long().max().item())
+        weight = torch.nn.Parameter(ones)
+        copy = deepcopy(weight)
+        query, value = (torch.ones(2, 4, 8, d, device=NAME, dtype=torch.bfloat16) for d in (24, 16))
+        shared = copy.untyped_storage()._cdata == weight.untyped_storage()._cdata
+        return {
+            "refused": {name: refused(operation, ones) for name, operation in many.items()},
+            "values": values,
+            "counted": counted,
+            "copied": [isinstance(copy, torch.nn.Parameter), copy.is_leaf, shared],
+            "narrow values": list(on_cuda(query, query, value).shape),
+        }
+
+
 def main():
-    told, slow, output = json.loads(sys.argv[1]), json.loads(sys.argv[2]), Path(sys.argv[3])
+    ranks, slow, output = json.loads(sys.argv[1]), json.loads(sys.argv[2]), Path(sys.argv[3])
     preload()
     with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
-        results = pool.starmap(rehearse, told.items(), chunksize=1)
-        again = pool.starmap(rehearse_slowly, [(file, told[file]) for file in slow], chunksize=1)
-    answers = {
-        "fast": dict(zip(told, results, strict=True)),
+        results = pool.starmap(rehearse, ranks.items(), chunksize=1)
+        again = pool.starmap(rehearse_slowly, [(file, ranks[file]) for file in slow], chunksize=1)
+        answers = pool.apply(answer)
+    told = {
+        "answers": answers,
+        "fast": dict(zip(ranks, results, strict=True)),
         "slow": dict(zip(slow, again, strict=True)),
     }
-    output.write_text(json.dumps(answers))
+    output.write_text(json.dumps(told))
 
 
 if __name__ == "__main__":
