@@ -3,6 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from planner.model.catalogue import names
+from planner.model.counts import count
 from planner.spec.training import Training
 from planner.timing.shapes import Setting, Shapes
 from planner.timing.step import step_time
@@ -133,3 +135,16 @@ def test_overlapped_all_reduces_are_hidden_behind_the_weights_gradients():
     assert hidden.tensor_parallel_seconds / plain.tensor_parallel_seconds == pytest.approx(
         left / every
     )
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_model_takes_at_least_six_flops_for_each_active_parameter(name):
+    """``6 P D``: Kaplan et al. 2020, section 2.1; attention and tied heads add to it."""
+    of = model(name)
+    length = min(1024, of.max_positions)
+    told = Setting(model=of, cluster=cluster(4), training=Training(sequence_length=length))
+    found = step_time(told, Shapes(dp=32, zero_stage=1))
+    least = 6 * count(of).active_without_embedding * length
+    assert 0.99 * least < found.model_flops[0] < 2.5 * least
+    assert np.isfinite(found.seconds[0])
+    assert found.seconds[0] > found.model_flops[0] / 312e12
