@@ -114,7 +114,8 @@ def rehearse(
     """
     start = monotonic()
     spec.only_deepspeed("rehearse")
-    plan = make_plan(spec, every_rank=True, booked=True)
+    every_rank = which not in {"worst", "ends"}  # of a wide ZeRO layout each one is another
+    plan = make_plan(spec, every_rank=every_rank, booked=True)
     job = Job(
         spec=dump(shortened(spec)),
         folder=str(spec.folder.resolve()),

@@ -45,10 +45,12 @@ def make(
         "stage3_max_reuse_distance": 0,
         "reduce_bucket_size": K // 4,
     }
-    numels = [numel for module in modules for numel in module]
+    named = [
+        (f"{place}.w{i}", numel) for place, own in enumerate(modules) for i, numel in enumerate(own)
+    ]
     return Setup(
         parameters=tuple(
-            LocalParameter(f"{i}.weight", numel, i in experts, 2) for i, numel in enumerate(numels)
+            LocalParameter(name, numel, i in experts, 2) for i, (name, numel) in enumerate(named)
         ),
         layout=Layout(dp=dp, ep=ep, zero_stage=3),
         training=Training(sequence_length=1, **(training or {})),
@@ -209,6 +211,12 @@ def test_without_zero_init_the_whole_model_is_there_first():
     assert whole.peak_bytes == 2 * K + 2 * N // 8
     assert partitioned.peak_bytes < whole.peak_bytes
     assert partitioned.end_bytes == whole.end_bytes
+
+
+def test_the_weights_of_one_module_are_whole_together_as_it_is_made():
+    """As the stacked projections of experts are; transformers' rehearsed ones were, to the byte."""
+    held = phases([[8000, 4000], [8000], [4000]], dp=80, reduce_bucket_size=1)["init"]
+    assert held.peak_bytes == 2 * (8000 + 4000) + 2 * 8000 // 80
 
 
 def test_hpz_keeps_a_partition_over_a_node_until_the_step():

@@ -4,6 +4,7 @@ Line numbers are of stage3.py in runtime/zero of DeepSpeed 0.19.8 unless another
 """
 
 from collections.abc import Sequence
+from itertools import groupby
 
 from planner.engines.deepspeed.dtypes import Sizes
 from planner.engines.deepspeed.zero3_partition import Partitions, SubGroup
@@ -20,19 +21,17 @@ def partition_model(
 ) -> None:
     """Whole parameters become partitions, one parameter after the other.
 
-    With ``zero.Init`` a parameter is whole only while its module is made; without, the whole
-    model is there first (partition_parameters.py:1200-1215). ``on_host``: the partitions leave the
-    device (1829-1843).
+    With ``zero.Init`` those of one module are whole together, as it is made before any of them is
+    partitioned; without, the whole model is there first (partition_parameters.py:1200-1250).
+    ``on_host``: the partitions leave the device (1829-1843).
     """
-    whole = sum(piece.numel for piece in layout.pieces) * sizes.model
-    if not zero_init:
-        timeline.add(Term.WEIGHTS, whole)
-    for piece in layout.pieces:
-        if zero_init:
-            timeline.add(Term.WEIGHTS, piece.numel * sizes.model)
-        part = 0 if on_host else piece.partition_numel
-        timeline.add(Term.WEIGHTS, part * sizes.model)
-        timeline.add(Term.WEIGHTS, -piece.numel * sizes.model)
+    modules = groupby(layout.pieces, key=lambda piece: zero_init and piece.module)
+    for pieces in (tuple(pieces) for _, pieces in modules):
+        timeline.add(Term.WEIGHTS, sum(piece.numel for piece in pieces) * sizes.model)
+        for piece in pieces:
+            part = 0 if on_host else piece.partition_numel
+            timeline.add(Term.WEIGHTS, part * sizes.model)
+            timeline.add(Term.WEIGHTS, -piece.numel * sizes.model)
 
 
 def make_master_weights(

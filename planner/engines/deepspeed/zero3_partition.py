@@ -30,6 +30,8 @@ class Piece(NamedTuple):
     """What autograd keeps is a view, and with it the storage."""
     matrix: tuple[int, ...] = ()
     """Shape of the whole, of a matrix outside embeddings and head."""
+    module: str = ""
+    """Name of the module that owns it, in its layer; parameters of one module follow each other."""
 
     @property
     def padded_numel(self) -> int:
@@ -111,6 +113,7 @@ def _pieces(setup: Setup) -> tuple[Piece, ...]:
                 saved=not parameter.name.endswith("bias"),
                 viewed=index in setup.viewed_parameters,
                 matrix=parameter.matrix,
+                module=parameter.name.rpartition(".")[0],
             )
         )
     return tuple(pieces)

@@ -1,0 +1,69 @@
+"""Plan against rehearsal over layouts drawn at random.
+
+    python experiments/006-random-layouts/run.py --draws 300 --jobs 2    # goes on where it was
+    python experiments/006-random-layouts/run.py --report                # only compares again
+"""
+
+import argparse
+import os
+from collections import Counter
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import yaml
+from draw import draws
+from report import report
+
+from planner.rehearse.many import Store, rehearse_many
+from planner.rehearse.run import rehearse
+from planner.spec.load import load
+
+HERE = Path(__file__).parent
+SEED = 20_261_124
+
+
+def main() -> None:
+    """Draw, rehearse what has not been rehearsed, compare all."""
+    arguments = _arguments()
+    with TemporaryDirectory() as folder:
+        folder = Path(folder)
+        specs, refused = _specs(folder, arguments.draws)
+        store = Store(HERE / "results.jsonl")
+        if not arguments.report:
+            _rehearse(folder, specs, store, arguments.jobs)
+        print(report([spec for _, spec in specs], store.read(), refused))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--draws", type=int, default=300)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--report", action="store_true")
+    return parser.parse_args()
+
+
+def _specs(folder, number):
+    """The layouts as files that lie beside each other: records are found by what is in them."""
+    refused = Counter()
+    specs = []
+    for place, (document, _) in enumerate(islice(draws(SEED, refused), number)):
+        path = folder / f"{place:03}.yaml"
+        path.write_text(yaml.safe_dump(document))
+        specs.append((path.stem, load(path)))
+    return specs, refused
+
+
+def _rehearse(folder, specs, store, jobs):
+    def one(name, spec):
+        logs = folder / f"logs-{name}"
+        logs.mkdir()
+        return rehearse(spec, "worst", steps=2, logs=logs, progress=lambda *_: None)
+
+    for number, record in enumerate(rehearse_many(specs, "worst", store=store, jobs=jobs, rehearse=one), 1):
+        print(f"{number}/{len(specs)}  {record['name']}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
