@@ -62,7 +62,10 @@ class Recorder(Protocol):
 
 @dataclass(slots=True)
 class Books:
-    """Bytes of all live storages, now and at the highest point since a phase began."""
+    """Bytes of all live storages but the host's, now and at the highest point of a phase.
+
+    A phase's `Span` is counted anew when it is over, with the names that are known by then.
+    """
 
     now_bytes: int = 0
     peak_bytes: int = 0
@@ -90,10 +93,20 @@ class Books:
         if self.recorder is not None:
             self.recorder.resized(entry, entry.size, size)
         entry.size = size
-        self.now_bytes += change
-        self.peak_bytes = max(self.peak_bytes, self.now_bytes)
+        if entry.label != HOST:
+            self._count(change)
         if self._trace is not None:
             self._trace.append((entry, change))
+
+    def rename(self, entry: Entry, label: str) -> None:
+        """Say what a storage is; it may turn out to be the host's."""
+        was_counted, counts = entry.label != HOST, label != HOST
+        entry.label = label
+        self._count((counts - was_counted) * entry.size)
+
+    def _count(self, change: int) -> None:
+        self.now_bytes += change
+        self.peak_bytes = max(self.peak_bytes, self.now_bytes)
 
     def strike(self, key: int, entry: Entry) -> None:
         """A storage has died; its key may be another's by now."""

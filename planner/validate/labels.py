@@ -14,6 +14,7 @@ import torch
 
 from planner.memory.terms import Term
 from planner.validate.books import HOST, OTHER, Books, Entry, storage_key
+from planner.validate.host import HELD_ON_HOST, is_made_on_host
 
 HELD: dict[str, Term] = {
     "bit16_groups_flat": Term.WEIGHTS,
@@ -63,13 +64,6 @@ GATHERING = (
 BY_PHASE = {"init": Term.INIT_COPIES, "step": Term.STEP_COPIES, "forward": Term.TRANSIENT}
 
 
-ON_HOST = frozenset(
-    term.label for term in (Term.MASTER_WEIGHTS, Term.OPTIMIZER_STATES, Term.INIT_COPIES)
-)
-"""What lies on the host when the optimizer is offloaded: its partitions, its states, and the
-buffers that outlive the initialisation and have no other name."""
-
-
 class Labels:
     """Names the entries of one ledger."""
 
@@ -96,8 +90,8 @@ class Labels:
     def born(self, tensor: Any) -> tuple[str, str]:
         """Label and site of a tensor whose storage has just appeared."""
         site = _site()
-        if not site and self._offloaded and self._phase == "step":
-            return HOST, site  # the optimizer's own
+        if is_made_on_host(site, self._phase, offloaded=self._offloaded):
+            return HOST, site
         term = self._by_site(site) if site else self._by_pass(tensor)
         return term.label, site
 
@@ -123,6 +117,11 @@ class Labels:
         recomputed = torch._C._current_graph_task_id() >= 0 and torch.is_grad_enabled()
         return Term.ACTIVATIONS if recomputed else Term.TRANSIENT
 
+    def on_host(self, tensor: Any) -> bool:
+        """Whether it is known to lie where a device's host would have it."""
+        entry = self._books.find(storage_key(tensor.untyped_storage()))
+        return entry is not None and entry.label == HOST
+
     def watch(self, engine: Any) -> None:
         """Name every gradient as autograd hands it to its parameter, before DeepSpeed takes it."""
         self.engine = engine
@@ -139,7 +138,7 @@ class Labels:
         if entry is None and self._host is not None:
             entry = self._host.find(key)
         if entry is not None:
-            entry.label = label
+            self._books.rename(entry, label)
 
     def _end(self, phase: str, alive: Iterable[Entry]) -> None:
         """What survives a forward pass was saved for the backward pass."""
@@ -147,14 +146,14 @@ class Labels:
             for tensor, label in residents(self.engine):
                 self._name(tensor, label)
         for entry in alive:
-            entry.label = self._settled(phase, entry)
+            self._books.rename(entry, self._settled(phase, entry))
 
     def _settled(self, phase: str, entry: Entry) -> str:
         if entry.numel <= 1 and entry.label != Term.OWNED_GRADIENTS.label:
             return OTHER
         if phase == "forward" and entry.label == Term.TRANSIENT.label:
             return Term.ACTIVATIONS.label
-        return HOST if self._offloaded and entry.label in ON_HOST else entry.label
+        return HOST if self._offloaded and entry.label in HELD_ON_HOST else entry.label
 
 
 def residents(engine: Any) -> Iterator[tuple[Any, str]]:

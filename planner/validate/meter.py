@@ -15,6 +15,7 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 from planner.validate.books import Recorder
+from planner.validate.host import copies_to_device
 from planner.validate.job import Reading, Tell
 from planner.validate.labels import Labels
 from planner.validate.ledger import Ledger
@@ -58,7 +59,7 @@ class LedgerMeter:
         self.step = -1
         self.at: str | None = None
         self.readings: list[Reading] = []
-        self._tell, self._total_bytes = tell, total_bytes
+        self._tell, self._total_bytes, self._offloaded = tell, total_bytes, offloaded
         self._ledger = Ledger(
             device=get_accelerator().device_name(),
             capacity_bytes=total_bytes if enforced else None,
@@ -88,6 +89,9 @@ class LedgerMeter:
             "available_memory": lambda *_: self._total_bytes - self._books.now_bytes,
             "is_fp16_supported": lambda: True,  # it is slow on a CPU, but it works
         }
+        if self._offloaded:
+            answers["on_accelerator"] = lambda tensor: not self._labels.on_host(tensor)
+        self._stack.enter_context(copies_to_device(offloaded=self._offloaded))
         self._stack.enter_context(replaced(get_accelerator(), **answers))
         self._stack.enter_context(replaced(torch, isinf=_isinf))
         self._stack.enter_context(self._ledger)

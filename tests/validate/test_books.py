@@ -53,6 +53,20 @@ def test_what_lies_on_the_host_raises_no_peak():
     assert span.peak_terms == {"step_copies": 20, "weights": 10}
 
 
+def test_what_turns_out_to_be_the_hosts_is_no_longer_counted():
+    books = Books()
+    entry = opened(books, 1, 1000, "init_copies")
+    opened(books, 2, 10, "weights")
+    opened(books, 3, 500, HOST)
+    assert books.now_bytes == 1010
+    books.rename(entry, HOST)
+    assert books.now_bytes == 10
+    books.resize(entry, 400)
+    assert books.now_bytes == 10
+    books.rename(entry, "weights")
+    assert books.now_bytes == 410
+
+
 def test_a_storage_that_shrinks_is_counted_at_its_new_size():
     books = Books()
     with books.phase("init"):

@@ -98,14 +98,17 @@ class HuggingFace:
 
 
 def _fill(model: Any) -> None:
-    """Small values for every matrix's partition.
+    """Small values for every matrix's partition, ones for the others', their padding included.
 
     transformers fills weights when the model is complete, which does nothing to those that have
-    been partitioned: they would hold what was in their memory, and gradients overflow.
+    been partitioned: they would hold what was in their memory, and gradients overflow. So they
+    would by the padding of a last partition where fake collectives gather it as if it counted.
     """
     for weight in model.parameters():
         if len(weight.ds_shape) > 1:
             weight.ds_tensor.normal_(std=0.02)
+        else:
+            weight.ds_tensor.fill_(1.0)
 
 
 def _configuration(spec: Spec) -> Any:

@@ -1,0 +1,63 @@
+"""What would lie on the host if this CPU rank were a device: a CPU has one memory for both.
+
+Line numbers are of runtime/zero of DeepSpeed 0.19.8.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from planner.memory.terms import Term
+from planner.validate.replaced import replaced
+
+HELD_ON_HOST = frozenset(
+    term.label
+    for term in (
+        Term.MASTER_WEIGHTS,
+        Term.OPTIMIZER_STATES,
+        Term.OWNED_GRADIENTS,
+        Term.INIT_COPIES,
+    )
+)
+"""With an offloaded optimizer: its partitions, states and gradients, and the buffers that outlive
+the initialisation and have no other name."""
+
+ALWAYS_ON_HOST = frozenset({"defragment"})
+"""Functions that go by way of the host in any case (utils.py:221)."""
+
+MADE_ON_HOST = ALWAYS_ON_HOST | {
+    "buffer_to_accumulate_to_in_cpu",  # stage_1_and_2.py:1824
+    "_create_fp32_partitions",  # stage3.py:1157
+    "initialize_optimizer_states",  # stage_1_and_2.py:937, stage3.py:1306, 1338
+}
+"""With an offloaded optimizer: functions that allocate there. What of it is the device's is named
+when the phase is over, by who holds it."""
+
+BACK_TO_DEVICE = ALWAYS_ON_HOST | {"partition_grads"}
+"""The same: functions that take a buffer of the host back (utils.py:237, stage3.py:2025, 2034)."""
+
+
+def is_made_on_host(site: str, phase: str, *, offloaded: bool) -> bool:
+    """By a function that says so, or by the optimizer itself, which works where its states are."""
+    file, _, function = site.rpartition(" ")
+    if not offloaded:
+        return function in ALWAYS_ON_HOST
+    made_in_init = function == "__init__" and "/stage_1_and_2.py:" in file
+    return function in MADE_ON_HOST or made_in_init or (not site and phase == "step")
+
+
+@contextmanager
+def copies_to_device(*, offloaded: bool) -> Iterator[None]:
+    """Inside, what comes back from the host is copied, as between two memories."""
+    move, callers = torch.Tensor.to, BACK_TO_DEVICE if offloaded else ALWAYS_ON_HOST
+
+    def moved(tensor: Any, *args: Any, **options: Any) -> Any:
+        result = move(tensor, *args, **options)
+        back = result is tensor and sys._getframe(1).f_code.co_name in callers
+        return tensor.clone() if back else result
+
+    with replaced(torch.Tensor, to=moved):
+        yield
