@@ -48,12 +48,27 @@ def stages(
     """
     axes = Layout(dp=layout.ep, tp=layout.tp, pp=layout.pp, ep=layout.ep)
     plain = replace(training, micro_batch_size=1, global_batch_size=None, recompute="none")
-    return _stages(model, axes, plain, deepspeed, tp_rank, told=told)
+    return _stages(_Itself(model), axes, plain, deepspeed, tp_rank, told=told)
+
+
+class _Itself:
+    """A model as a key: what is cut of it has its own layers, not those of an equal one."""
+
+    __slots__ = ("model",)
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Itself) and self.model is other.model
+
+    def __hash__(self) -> int:
+        return id(self.model)
 
 
 @lru_cache(maxsize=512)
 def _stages(
-    model: Model,
+    own: _Itself,
     layout: Layout,
     training: Training,
     deepspeed: DeepSpeed,
@@ -62,6 +77,7 @@ def _stages(
     told: tuple[range, ...],
 ) -> tuple[Stage, ...]:
     """The same for any number of replicas, and however they are trained."""
+    model = own.model
     layers = _local_layers(model, layout, training, deepspeed, tp_rank)
     if layout.pp == 1:
         return (_stage(0, 1, layers, _registered(model)),)
