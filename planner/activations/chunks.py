@@ -30,6 +30,11 @@ class Chunk(NamedTuple):
             return [(self.first, self.last)]
         return [(place, place) for place in range(self.first, self.last + 1)]
 
+    def told(self, training: Training) -> Training:
+        """How its blocks run: whole checkpoints alone are recomputed."""
+        plain = training.recompute == "full" and not self.checkpoint
+        return replace(training, recompute="none") if plain else training
+
 
 def chunks(
     layers: Sequence[Layer], training: Training, layout: Layout, deepspeed: DeepSpeed

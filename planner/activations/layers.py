@@ -110,7 +110,6 @@ def stage_tapes(
         modules=modules,
     )
     places = placed(layers, tied=model.tied, shares=layout.pp == 1)
-    plain = replace(training, recompute="none")
     made: dict[tuple[object, ...], LayerTape] = {}
 
     def made_once(first: int, last: int, told: Training) -> LayerTape:
@@ -118,7 +117,7 @@ def stage_tapes(
         kept = gradient_kept and last == len(layers) - 1
         given = input_kept and first == 0
         following = layers[first + 1 : last + 1]
-        key = (id(layer), *map(id, following), tied, boundary, kept, given, id(told))
+        key = (id(layer), *map(id, following), tied, boundary, kept, given, told.recompute)
         if key not in made:
             made[key] = make(
                 layer,
@@ -133,7 +132,7 @@ def stage_tapes(
 
     tapes: list[LayerTape] = []
     for chunk in chunks(layers, training, layout, deepspeed):
-        blocks_told = plain if training.recompute == "full" and not chunk.checkpoint else training
+        blocks_told = chunk.told(training)
         own = [
             made_once(first, last, blocks_told if layers[first].kind == "block" else training)
             for first, last in chunk.passes
@@ -180,10 +179,20 @@ def saved_by_component(
     layout: Layout,
     deepspeed: DeepSpeed,
     backend: Backend = "cuda",
+    following: tuple[Layer, ...] = (),
 ) -> dict[str, int]:
-    """Bytes that the layer keeps from its forward to its backward pass, by part of the layer."""
+    """Bytes that the layer keeps from its forward to its backward pass, by part of the layer.
+
+    ``following``: blocks that are recomputed together with it, and keep nothing themselves.
+    """
     run = run_once(
-        layer, model=model, training=training, layout=layout, deepspeed=deepspeed, backend=backend
+        layer,
+        model=model,
+        training=training,
+        layout=layout,
+        deepspeed=deepspeed,
+        backend=backend,
+        following=following,
     )
     return by_label(run.saved, run.machine.sizes, run.machine.labels)
 

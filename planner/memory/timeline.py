@@ -190,14 +190,16 @@ class Timeline:
             first = seen
             while seen < len(self._owners) and self._owners[seen][0] < end:
                 seen += 1
+            totals = list(accumulate(common[start:end], initial=0))
+            if first == seen:
+                yield totals, (), ()
+                continue
             owners = self._owners[first:seen]
             steps = tuple(
                 (expert, low, high, self._deltas[place]) for place, expert, low, high in owners
             )
-            totals = list(accumulate(common[start:end], initial=0))
             bounds = [0, *(place + 1 - start for place, *_ in owners), len(totals)]
-            tops = tuple(max(totals[low:high]) for low, high in pairwise(bounds)) if owners else ()
-            yield totals, steps, tops
+            yield totals, steps, tuple(max(totals[low:high]) for low, high in pairwise(bounds))
 
     def _deltas_of(self, index: PartitionIndex) -> list[int]:
         """The changes that the rank sees: those of other owners are zero."""

@@ -1,8 +1,8 @@
 """Why what a forward and backward pass allocates is as large as it is."""
 
-from collections import Counter
 from collections.abc import Iterator
 
+from planner.activations.chunks import chunks
 from planner.activations.layers import saved_by_component
 from planner.engines.deepspeed.notes import Note
 from planner.engines.deepspeed.stage import Run
@@ -10,7 +10,9 @@ from planner.engines.elements import SIZES
 from planner.layout.stage import Stage
 from planner.layout.tensor import padded_vocabulary
 from planner.memory.terms import Term
+from planner.model.description import Layer
 from planner.spec.devices import handle_workspace_bytes
+from planner.spec.training import Training
 from planner.units import MIB
 
 MODELING = {
@@ -58,21 +60,35 @@ def pass_notes(run: Run, stage: Stage) -> Iterator[Note]:
 
 
 def _saved(run: Run, stage: Stage) -> Iterator[Note]:
-    """What blocks keep, by part; with recomputation that is mostly the block's input."""
-    counts = Counter(id(layer.placed.layer) for layer in stage.layers)
+    """What blocks keep, by part; with recomputation that is mostly their input."""
+    layers = tuple(layer.placed.layer for layer in stage.layers)
+    held: dict[tuple[int, ...], list[tuple[Layer, ...]]] = {}
+    told: dict[tuple[int, ...], Training] = {}
+    for chunk in chunks(layers, run.training, run.layout, run.deepspeed):
+        for first, last in chunk.passes:
+            together = layers[first : last + 1]
+            if together[0].kind == "block":
+                key = (*map(id, together), chunk.checkpoint)
+                held.setdefault(key, []).append(together)
+                told[key] = chunk.told(run.training)
+    for key, equal in held.items():
+        yield _kept(run, equal[0], len(equal), told[key])
+
+
+def _kept(run: Run, together: tuple[Layer, ...], count: int, training: Training) -> Note:
+    """What each of so many equal blocks, or checkpoints of several blocks, keeps."""
+    first, *following = together
+    parts = saved_by_component(
+        first,
+        model=run.model,
+        training=training,
+        layout=run.layout,
+        deepspeed=run.deepspeed,
+        backend=run.backend,
+        following=tuple(following),
+    )
+    shown = sorted(parts.items(), key=lambda part: -part[1])
+    told = ", ".join(f"{part or 'input'} {kept:,} B" for part, kept in shown if kept)
+    name = f"checkpoints of {len(together)} blocks" if following else "blocks"
     source = MODELING[run.training.implementation]
-    seen = {id(layer.placed.layer): layer.placed.layer for layer in stage.layers}
-    for key, layer in seen.items():
-        if layer.kind != "block":
-            continue
-        parts = saved_by_component(
-            layer,
-            model=run.model,
-            training=run.training,
-            layout=run.layout,
-            deepspeed=run.deepspeed,
-            backend=run.backend,
-        )
-        shown = sorted(parts.items(), key=lambda part: -part[1])
-        told = ", ".join(f"{part or 'input'} {kept:,} B" for part, kept in shown if kept)
-        yield Note(Term.ACTIVATIONS, f"{counts[key]} blocks, of each kept: {told}", source)
+    return Note(Term.ACTIVATIONS, f"{count} {name}, of each kept: {told}", source)
