@@ -5,8 +5,9 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, repeat
 from pathlib import Path
 
-from planner.memory.allocator.caching import CachingAllocator, OutOfMemoryError
+from planner.memory.allocator.caching import CachingAllocator
 from planner.memory.allocator.driver import Watcher
+from planner.memory.allocator.pressure import OutOfMemoryError
 from planner.memory.allocator.settings import DEFAULTS, Settings
 from planner.rehearse.trace import Kind, Move, Trace
 from planner.validate.job import RankResult, Refused
@@ -19,6 +20,8 @@ class Modelled:
     settings: Settings = DEFAULTS
     capacity_bytes: int | None = None
     """What the device has for it; None: as much as it wants."""
+    device_bytes: int | None = None
+    """What the device has in all; None: the same."""
     snapshots: tuple[Path, ...] = ()
     """Where what it did goes, for PyTorch's memory viewer."""
     many: bool = False
@@ -27,7 +30,11 @@ class Modelled:
     def allocator(self, *, prompt: bool = True, watcher: Watcher | None = None) -> CachingAllocator:
         """An empty one."""
         return CachingAllocator(
-            self.settings, capacity_bytes=self.capacity_bytes, prompt=prompt, watcher=watcher
+            self.settings,
+            capacity_bytes=self.capacity_bytes,
+            device_bytes=self.device_bytes,
+            prompt=prompt,
+            watcher=watcher,
         )
 
     def snapshots_of(self, rank: int) -> tuple[Path, ...]:

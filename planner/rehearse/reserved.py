@@ -22,7 +22,13 @@ def modelled(
         return None
     room = device.memory_bytes - plan.worst.beyond.outside_bytes
     paths = tuple(path.absolute() for path in snapshots)
-    return Modelled(settings=settings, capacity_bytes=room, snapshots=paths, many=many)
+    return Modelled(
+        settings=settings,
+        capacity_bytes=room,
+        device_bytes=device.memory_bytes,
+        snapshots=paths,
+        many=many,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from planner.errors import PlannerError
 from planner.memory.terms import Term
 from planner.units import GIB
 
-MOST_POINTS = 4000
+MOST_POINTS = 1200
 """More than a picture is wide: of neighbours the highest is drawn."""
 
 NUM_COLOURS = 10

@@ -13,6 +13,7 @@ from typing import Final
 
 from planner.memory.allocator.blocks import FREE, IN_USE, Block, Pool
 from planner.memory.allocator.driver import Driver, Watcher
+from planner.memory.allocator.pressure import OutOfMemoryError, collect_garbage, return_oversize
 from planner.memory.allocator.settings import Settings
 from planner.units import MIB, round_up
 
@@ -30,36 +31,6 @@ ROUND_BYTES: Final = 2 * MIB
 _NO_LIMIT: Final = 2**63
 
 
-class OutOfMemoryError(Exception):
-    """An allocation that the device refuses, after all that is cached has been returned."""
-
-    def __init__(
-        self,
-        key: Hashable,
-        *,
-        wanted_bytes: int,
-        allocated_bytes: int,
-        reserved_bytes: int,
-        free_bytes: int | None,
-    ) -> None:
-        super().__init__(
-            f"out of memory at {key!r}: {wanted_bytes:,} bytes wanted, {allocated_bytes:,} are "
-            f"allocated, {reserved_bytes - allocated_bytes:,} reserved but unallocated"
-        )
-        self.key = key
-        self.wanted_bytes = wanted_bytes
-        """What the driver was asked for."""
-        self.allocated_bytes = allocated_bytes
-        self.reserved_bytes = reserved_bytes
-        self.free_bytes = free_bytes
-        """What the driver still had; None: a `Settings.per_process_memory_fraction` refused."""
-
-    @property
-    def fragmented_bytes(self) -> int:
-        """Reserved, not allocated, and of no use to what was wanted."""
-        return self.reserved_bytes - self.allocated_bytes
-
-
 class CachingAllocator:
     """The allocator's blocks, and how much they are; keys are whatever tells allocations apart."""
 
@@ -68,14 +39,17 @@ class CachingAllocator:
         settings: Settings | None = None,
         *,
         capacity_bytes: int | None = None,
+        device_bytes: int | None = None,
         prompt: bool = True,
         watcher: Watcher | None = None,
     ) -> None:
         """An empty allocator.
 
-        ``capacity_bytes`` is what the driver can give; None: as much as is asked for. ``prompt``:
-        whenever the host allocates, the device has done all that its streams were given, so what
-        `record_stream` kept is free; else only `synchronize` says so.
+        ``capacity_bytes`` is what the driver can give; None: as much as is asked for.
+        ``device_bytes`` is what the device has, of which `Settings.per_process_memory_fraction`
+        is a part; None: the capacity. ``prompt``: whenever the host allocates, the device has done
+        all that its streams were given, so what `record_stream` kept is free; else only
+        `synchronize` says so.
         """
         self.allocated_bytes = 0
         """In blocks of tensors, as torch.cuda.memory_allocated counts."""
@@ -87,6 +61,7 @@ class CachingAllocator:
         self.num_retries = 0
         """Allocations for which all that was cached was returned first."""
         self._driver = Driver(capacity_bytes, watcher)
+        self._device_bytes = capacity_bytes if device_bytes is None else device_bytes
         self._prompt, self._watcher = prompt, watcher
         self._live: dict[Hashable, Block] = {}
         self._small, self._large = Pool(small=True), Pool(small=False)
@@ -245,10 +220,12 @@ class CachingAllocator:
 
     def _grown(self, key: Hashable, pool: Pool, size: int, stream: int) -> Block:
         """A block from the driver, if need be from what is returned to it; source: malloc."""
-        if self._collects:
-            self._collect_garbage()
+        if self._collects and self._allowed_bytes is not None:
+            part = self._settings.garbage_collection_threshold
+            collect_garbage(self._driver, self._large, int(part * self._allowed_bytes))
         block = self._new(pool, size, stream)
-        if block is None and self._return_oversize(pool, size, stream):
+        limit = self._settings.max_split_bytes
+        if block is None and limit and return_oversize(self._driver, pool, size, stream, limit):
             block = self._new(pool, size, stream)
         if block is None:
             self.empty_cache()
@@ -276,57 +253,9 @@ class CachingAllocator:
             return self._settings.large_segment_bytes
         return round_up(size, ROUND_BYTES)
 
-    def _return_oversize(self, pool: Pool, size: int, stream: int) -> bool:
-        """Return one block that is not to be split and large enough, or several, from the largest.
-
-        Source: release_available_cached_blocks.
-        """
-        limit = self._settings.max_split_bytes
-        if limit is None:
-            return False
-        wanted = max(size, limit)
-        one = pool.smallest(stream, wanted)
-        if one is not None and one.expandable is None:
-            self._driver.give_back(one)
-            return True
-        returned = 0
-        for block in pool.largest_first(stream, limit):
-            if returned >= wanted:
-                break
-            if block.expandable is None:
-                returned += block.size
-                self._driver.give_back(block)
-        return returned >= wanted
-
-    def _collect_garbage(self) -> None:
-        """Return whole segments that have been free for longer than most.
-
-        Source: garbage_collect_cached_blocks.
-        """
-        assert self._allowed_bytes is not None
-        threshold = int(self._settings.garbage_collection_threshold * self._allowed_bytes)
-        target = self.reserved_bytes - threshold
-        whole = [block for block in self._large.free() if block.alone]
-        while target > 0 and whole:
-            ages = [self._large.searches - block.born for block in whole]
-            mean = sum(ages) / len(whole)
-            old = [
-                block
-                for block, age in zip(whole, ages, strict=True)
-                if age >= mean and block.expandable is None
-            ]
-            if not old:
-                return
-            for block in old:
-                target -= block.size
-                whole.remove(block)
-                self._driver.give_back(block)
-
     def _allowed(self) -> int | None:
-        fraction, capacity = self._settings.per_process_memory_fraction, self._driver.capacity_bytes
-        if fraction == 1 or capacity is None:
-            return None
-        return int(fraction * capacity)
+        fraction, total = self._settings.per_process_memory_fraction, self._device_bytes
+        return None if fraction == 1 or total is None else int(fraction * total)
 
     def _exhausted(self, key: Hashable, size: int) -> OutOfMemoryError:
         wanted, capacity = self._segment_size(size), self._driver.capacity_bytes

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.memory.allocator.caching import CachingAllocator, OutOfMemoryError
+from planner.memory.allocator.caching import CachingAllocator
+from planner.memory.allocator.pressure import OutOfMemoryError
 from planner.memory.allocator.settings import Settings
 from planner.units import GIB, KIB, MIB
 from tests.memory.allocator.naive import Full, Naive
@@ -189,6 +190,14 @@ def test_max_split_and_expandable_segments_together() -> None:
         allocator.free(key)
     allocator.allocate("all", 120 * MIB)
     assert allocator.reserved_bytes == 120 * MIB
+
+
+def test_a_fraction_is_one_of_the_device_not_of_what_is_free() -> None:
+    half = Settings(per_process_memory_fraction=0.5)
+    allocator = CachingAllocator(half, capacity_bytes=90 * MIB, device_bytes=100 * MIB)
+    allocator.allocate("a", 50 * MIB)
+    with pytest.raises(OutOfMemoryError):
+        allocator.allocate("b", 2 * MIB)
 
 
 def test_garbage_collection_beside_expandable_segments() -> None:
