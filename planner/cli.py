@@ -167,7 +167,7 @@ def validate(
     from planner.validate.twin import make_twin
     from planner.validate.validate import document
 
-    spec = load(file)
+    spec = _settled(load(file))
     here = address is None and not submit
     if twin or (twin is None and here and needs_twin(spec)):
         small = make_twin(spec, memory_bytes=TWIN_MEMORY_BYTES)

@@ -299,8 +299,9 @@ def tensors() -> Iterator[Case]:
     """AutoTP, whose ranks compare their data, and the reference cut as Megatron-LM cuts."""
     for stage in STAGES:
         yield case(f"tp/autotp, zero-{stage}", tp=2, zero_stage=stage, how=REAL)
-    for stage in (1, 2):
+    for stage in (1, 2, 3):
         yield case(f"tp/autotp x dp, zero-{stage}", devices=4, tp=2, zero_stage=stage, how=REAL)
+    for stage in (1, 2):
         yield case(
             f"tp/reference x dp, zero-{stage}",
             devices=4,

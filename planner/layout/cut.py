@@ -233,6 +233,7 @@ def _pieces(placed: Placed, cuts: _Cuts) -> list[Piece]:
                 trained=parameter.trained,
                 stored=parameter.stored,
                 matrix=_matrix(placed, parameter, cuts.tensor),
+                cut=numel != parameter.numel,
             )
             pieces.append(Piece(index, kept))
         elif index == routed[0]:

@@ -21,6 +21,8 @@ class LocalParameter(NamedTuple):
     stored: Storage = "model"
     matrix: tuple[int, ...] = ()
     """Its shape on this rank if it is a matrix outside embeddings and head; else nothing."""
+    cut: bool = False
+    """Tensor parallelism gives each of its ranks a part."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 tests/real/test_zero3.py measures; the numbers here are from such runs.
 """
 
+from dataclasses import replace
 from itertools import accumulate
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from planner.engines.deepspeed.strategy import Setup
 from planner.engines.deepspeed.zero3 import zero_three
+from planner.engines.deepspeed.zero3_partition import partitions
 from planner.layout.stage import LocalParameter
 from planner.memory.terms import Term
 from planner.memory.timeline import PartitionIndex, Timeline
@@ -60,6 +62,23 @@ def make(
         zero_init=zero_init,
         leaf_modules=leaves,
     )
+
+
+def test_what_autotp_makes_anew_is_shared_by_fewer_ranks():
+    """By hand: zero.Init cuts over all four ranks, AutoTP's own tensors over the two of dp."""
+    setup = replace(
+        make([]),
+        layout=Layout(dp=2, tp=2, zero_stage=3),
+        parameters=(
+            LocalParameter("left.weight", 5 * K, expert=False, ndim=2),
+            LocalParameter("cut.weight", 4 * K, expert=False, ndim=2, cut=True),
+            LocalParameter("norm.weight", 10, expert=False, ndim=1),
+        ),
+    )
+    found = partitions(setup)
+    assert [piece.partition_numel for piece in found.pieces] == [5 * K // 4, 2 * K, 3]
+    assert [piece.viewed for piece in found.pieces] == [False, True, False]
+    assert [group.parameters for group in found.sub_groups] == [(0, 2), (1,)]
 
 
 def ranges(modules):

@@ -91,11 +91,11 @@ class Gathers:
         else:
             self._coalesced(timeline, members)
 
-    def _group(self, parameter: int) -> tuple[bool, bool]:
+    def _group(self, parameter: int) -> tuple[bool, tuple[bool, bool]]:
         """What has a second partition first (coordinator:595-602), then by process group."""
-        return parameter not in self._secondary, self.pieces[parameter].expert
+        return parameter not in self._secondary, self.pieces[parameter].process_group
 
-    def _order(self, parameter: int) -> tuple[tuple[bool, bool], int]:
+    def _order(self, parameter: int) -> tuple[tuple[bool, tuple[bool, bool]], int]:
         return self._group(parameter), parameter
 
     def wait(self, timeline: Timeline, parameter: int) -> None:

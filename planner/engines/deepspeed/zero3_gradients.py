@@ -43,7 +43,7 @@ class Bucket:
     def add(self, timeline: Timeline, parameter: int) -> None:
         """A whole gradient, already booked, joins the bucket (1569-1644)."""
         piece = self.pieces[parameter]
-        if self._members and self.pieces[self._members[-1]].expert != piece.expert:
+        if self._members and self.pieces[self._members[-1]].process_group != piece.process_group:
             self.reduce(timeline)
         if self._elements and self._elements + piece.numel > self.capacity_numel:
             self.reduce(timeline)

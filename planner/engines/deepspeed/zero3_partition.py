@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from planner.engines.deepspeed.partition import halves
 from planner.engines.deepspeed.strategy import Setup
+from planner.layout.stage import LocalParameter
+from planner.layout.tensor import cut_style
 from planner.units import ceil_div
 
 
@@ -22,6 +24,8 @@ class Piece(NamedTuple):
     degree: int
     """Ranks that share the parameter."""
     expert: bool
+    replaced: bool
+    """By AutoTP, after the model was made."""
     persistent: bool
     """Stays whole between steps."""
     saved: bool
@@ -32,6 +36,11 @@ class Piece(NamedTuple):
     """Shape of the whole, of a matrix outside embeddings and head."""
     module: str = ""
     """Name of the module that owns it, in its layer; parameters of one module follow each other."""
+
+    @property
+    def process_group(self) -> tuple[bool, bool]:
+        """Parameters with equal ones are shared by the same ranks."""
+        return self.expert, self.replaced
 
     @property
     def padded_numel(self) -> int:
@@ -78,16 +87,26 @@ def partitions(setup: Setup) -> Partitions:
     return Partitions(pieces=pieces, sub_groups=tuple(_sub_groups(setup, pieces)))
 
 
-def partition_degree(setup: Setup, *, expert: bool) -> int:
+def partition_degree(setup: Setup, parameter: LocalParameter) -> int:
     """Ranks over which one parameter is cut (partition_parameters.py:1302-1304).
 
-    With MiCS a part of the data-parallel group; releases from 0.19.7 on have none
-    (runtime/config.py:120-125), so that is read from older ones' documentation, not checked.
+    ``zero.Init`` cuts over all ranks (1093-1096), before AutoTP makes anew what it cuts, whose
+    ranks are those of the data-parallel group; what it leaves alone stays as it is. With MiCS a
+    part of the data-parallel group; releases from 0.19.7 on have none (runtime/config.py:120-125),
+    so that is read from older ones' documentation, not checked.
     """
-    if expert:
-        return setup.layout.expert_zero_degree
+    layout = setup.layout
+    if parameter.expert:
+        return layout.expert_zero_degree
     shard = setup.deepspeed.zero_optimization.mics_shard_size
-    return shard if shard > 0 else setup.layout.zero_degree
+    if shard > 0:
+        return shard
+    everybody = _autotp(setup) and setup.zero_init and not parameter.cut
+    return layout.zero_degree * (layout.tp if everybody else 1)
+
+
+def _autotp(setup: Setup) -> bool:
+    return setup.layout.tp > 1 and cut_style(setup.layout, setup.training) == "autotp"
 
 
 def secondary_degree(setup: Setup) -> int:
@@ -102,18 +121,21 @@ def _pieces(setup: Setup) -> tuple[Piece, ...]:
     persistent = _persistent(setup)
     pieces = []
     for index, parameter in enumerate(setup.parameters):
-        degree = partition_degree(setup, expert=parameter.expert)
+        degree = partition_degree(setup, parameter)
+        replaced = parameter.cut and _autotp(setup)
         pieces.append(
             Piece(
                 numel=parameter.numel,
                 partition_numel=ceil_div(parameter.numel, degree),
                 degree=degree,
                 expert=parameter.expert,
+                replaced=replaced,
                 persistent=index in persistent,
                 saved=not parameter.name.endswith("bias"),
-                viewed=index in setup.viewed_parameters,
                 matrix=parameter.matrix,
                 module=parameter.name.rpartition(".")[0],
+                # AutoTP multiplies with a transposed view (module_inject/layers.py:898, 996)
+                viewed=index in setup.viewed_parameters or (replaced and parameter.ndim > 1),
             )
         )
     return tuple(pieces)
@@ -135,7 +157,7 @@ def _sub_groups(setup: Setup, pieces: tuple[Piece, ...]) -> Iterator[SubGroup]:
     """Parameter groups, cut where they reach ``sub_group_size`` (stage3.py:1210-1233)."""
     limit = setup.deepspeed.zero_optimization.sub_group_size
     muon = setup.training.optimizer == "muon"
-    for members in _groups(setup):
+    for members in _groups(setup, pieces):
         held: list[int] = []
         matrices = muon and bool(pieces[members[0]].matrix)
         size = 0
@@ -149,11 +171,14 @@ def _sub_groups(setup: Setup, pieces: tuple[Piece, ...]) -> Iterator[SubGroup]:
             yield SubGroup(tuple(held), size, matrices)
 
 
-def _groups(setup: Setup) -> Iterator[list[int]]:
-    """The optimizer's groups, each divided by the ranks that share it (stage3.py:726-750)."""
+def _groups(setup: Setup, pieces: tuple[Piece, ...]) -> Iterator[list[int]]:
+    """The optimizer's groups, each divided by the ranks that share it (stage3.py:726-750).
+
+    What AutoTP made anew comes after what it left alone (engine.py:307-338).
+    """
     parameters = setup.parameters
-    everything = range(len(parameters))
-    wholes = [list(everything)]
+    everything = sorted(range(len(parameters)), key=lambda index: pieces[index].replaced)
+    wholes = [everything]
     if setup.training.parameter_groups == "weight_decay":
         wholes = [
             [i for i in everything if parameters[i].ndim > 1],
@@ -164,6 +189,5 @@ def _groups(setup: Setup) -> Iterator[list[int]]:
         split = (half for whole in wholes for half in halves(parameters, whole, ordered=ordered))
         wholes = [half for half in split if half]
     for whole in wholes:
-        kinds = dict.fromkeys(parameters[i].expert for i in whole)
-        for expert in kinds:
-            yield [i for i in whole if parameters[i].expert == expert]
+        for group in dict.fromkeys(pieces[i].process_group for i in whole):
+            yield [i for i in whole if pieces[i].process_group == group]
