@@ -18,7 +18,7 @@ from planner.activations.eager.machine import Cut
 from planner.activations.programs import hf_blocks, hf_ends, hf_moe, megatron, reference
 from planner.activations.programs.case import Case
 from planner.activations.programs.held import hold_returned, leave_blocks
-from planner.activations.programs.keeping import checkpoints_by_function, keeping
+from planner.activations.programs.keeping import checkpoints_by_function, keeping, reenters
 from planner.activations.programs.modules import normalise, turn
 from planner.activations.programs.reentrant import reentrant
 from planner.activations.programs.shared import Shared, find_shared
@@ -164,6 +164,8 @@ def _checkpointed(
     if not case.recomputed:
         return run(hidden)
     if checkpoints_by_function(case.training, case.layout):
+        if not reenters(case.layout, case.deepspeed):
+            return checkpoint(run, hidden, to_end=True)
         kept = keeping(case.layout, case.deepspeed, machine.backend)
         return reentrant(run, hidden, keeping=kept)
     return checkpoint(run, hidden)

@@ -10,7 +10,14 @@ from planner.engines.deepspeed.refusal import Case
 from planner.engines.deepspeed.refusals import refusals
 from planner.model.description import Layer, Placed
 from planner.spec.cluster import Cluster, Device
-from planner.spec.deepspeed import DeepSpeed, OffloadOptimizer, OffloadParam, Pipeline, Zero
+from planner.spec.deepspeed import (
+    ActivationCheckpointing,
+    DeepSpeed,
+    OffloadOptimizer,
+    OffloadParam,
+    Pipeline,
+    Zero,
+)
 from planner.spec.layout import Layout
 from planner.spec.training import Training
 from tests.layout.models import small_model
@@ -179,7 +186,6 @@ def test_what_does_not_run_is_refused_with_its_place_and_mend(
 @pytest.mark.parametrize(
     ("pipeline", "recompute", "message"),
     [
-        (Pipeline(use_reentrant=False), "full", "deepspeed.pipeline.use_reentrant: "),
         (
             Pipeline(activation_checkpoint_interval=2),
             "none",
@@ -200,6 +206,44 @@ def test_what_a_pipeline_recomputes_is_said(pipeline, recompute, message):
     assert [text for text in messages if message in text], messages
     alone = case._replace(layout=Layout(dp=2), training=HF)
     assert not limits(alone)
+
+
+MUON = replace(HF, optimizer="muon")
+KEPT = Case(DENSE, Cluster(nodes=1, devices_per_node=4, device=DEVICE), MUON, Layout(dp=4),
+            DeepSpeed())  # fmt: skip
+ZERO_2 = KEPT._replace(layout=Layout(dp=4, zero_stage=2))
+UNKNOWN = {
+    "Muon without ZeRO": KEPT,
+    "a PipelineModule Muon takes": KEPT._replace(layout=Layout(dp=2, pp=2, zero_stage=1)),
+    "Muon of experts": ZERO_2._replace(model=SPARSE),
+    "Muon on the host": ZERO_2._replace(deepspeed=DeepSpeed(zero_optimization=CPU)),
+    "kept in another dtype": ZERO_2._replace(deepspeed=DeepSpeed(grad_accum_dtype="fp32")),
+    "where autograd left them": ZERO_2._replace(
+        deepspeed=DeepSpeed(zero_optimization=Zero(contiguous_gradients=False))
+    ),
+    "Muon of DeepSpeed 0.19.7": ZERO_2._replace(deepspeed=DeepSpeed(version="0.19.7")),
+    "of partitioned or host inputs": KEPT._replace(
+        training=replace(HF, recompute="full"),
+        layout=Layout(dp=2, pp=2),
+        deepspeed=DeepSpeed(
+            pipeline=Pipeline(use_reentrant=False),
+            activation_checkpointing=ActivationCheckpointing(partition_activations=True),
+        ),
+    ),
+    "sequence/layer.py:465": KEPT._replace(training=MEGATRON, layout=Layout(dp=2, sp=2)),
+    "modeling_layers.py:120": KEPT._replace(training=replace(HF, recompute="selective")),
+}
+
+
+@pytest.mark.parametrize("text", UNKNOWN)
+def test_what_is_not_counted_is_said_once_with_a_mend(text):
+    (limit,) = limits(UNKNOWN[text])
+    assert text in str(limit)
+    assert limit.mend
+
+
+def test_muon_is_counted_under_zero():
+    assert not limits(ZERO_2)
 
 
 def test_reference_layers_run_experts_by_deepspeeds_layer_alone():

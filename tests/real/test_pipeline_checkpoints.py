@@ -16,6 +16,7 @@ EMPTIED_BYTES = 256
 def case(interval, *, pp=2, tp=1, method="uniform", model=LLAMA, precision="bf16", **others):
     pipeline = {"activation_checkpoint_interval": interval, "partition_method": method}
     pipeline |= {"pipe_partitioned": False, "grad_partitioned": False}
+    pipeline |= others.pop("pipeline", {})
     return Case(
         pp * tp,
         {
@@ -31,9 +32,12 @@ def case(interval, *, pp=2, tp=1, method="uniform", model=LLAMA, precision="bf16
     )
 
 
+UNENTERED = {"use_reentrant": False}
 CASES = {
     "one by one": case(1),
     "pairs": case(2),
+    "one by one, without reentry": case(1, pipeline=UNENTERED),
+    "pairs, without reentry": case(2, pipeline=UNENTERED),
     "pairs, uneven stages, fp32": case(2, method="type:decoder", precision="fp32"),
     "triples, tied ends": case(3, model=LLAMA | {"tie_word_embeddings": True}),
     "pairs, tensors in two, pieces": case(

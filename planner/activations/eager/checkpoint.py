@@ -7,6 +7,9 @@ the run ends as soon as the last tensor is saved. Sources: torch/utils/checkpoin
 transformers 5.23 modeling_utils.py:3149 (use_reentrant False). Left out: the state of the random
 generators that a checkpoint keeps, 5056 B on the host.
 
+DeepSpeed's variant: runtime/activation_checkpointing/checkpointing.py:777 of 0.19.8
+(``non_reentrant_checkpoint``).
+
 Selective: results of attention and of every other matrix product are kept and not computed again.
 Source: torchtitan, models/llama3/infra/parallelize.py (``_apply_op_sac`` recomputes the products of
 even count), with create_selective_checkpoint_contexts of torch/utils/checkpoint.py.
@@ -70,13 +73,19 @@ class _Kept:
 class _Frame:
     """One call of a checkpointed function."""
 
-    __slots__ = ("again", "function", "helds", "inputs", "kept", "ran", "seen")
+    __slots__ = ("again", "function", "helds", "inputs", "kept", "ran", "seen", "to_end")
 
     def __init__(
-        self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...], kept: _Kept | None
+        self,
+        function: Callable[..., Tensor],
+        inputs: tuple[Tensor, ...],
+        kept: _Kept | None,
+        *,
+        to_end: bool,
     ) -> None:
         self.function = function
         self.kept = kept
+        self.to_end = to_end
         self.inputs = tuple(tensor.alias(edge=tensor.edge) for tensor in inputs)
         self.helds: list[ref[_Held]] = []
         self.again: dict[int, Tensor] = {}
@@ -90,13 +99,15 @@ class _Frame:
         self.helds.append(ref(held))
         return held
 
-    def pack_again(self, tensor: Tensor) -> Tensor:
+    def pack_again(self, tensor: Tensor) -> Tensor | None:
         """In the second run: keep the tensor for the node that waits for it."""
         place = self.seen
         self.seen += 1
         kept = tensor.alias()
         if self.helds[place]() is not None:
             self.again[place] = kept
+        if self.to_end:
+            return None
         if self.seen == len(self.helds):
             raise _Enough
         return kept
@@ -111,21 +122,31 @@ class _Frame:
         if self.kept is not None:
             self.kept.restart()
             machine.outputs = self.kept
+        output = None
         try:
-            self.function(*self.inputs)
+            output = self.function(*self.inputs)
         except _Enough:
             pass
         finally:
             machine.pack, machine.recording, machine.label, machine.term, machine.outputs = outer
+        del output
+        if self.to_end:
+            self.inputs = ()
         machine.settle(first)
 
 
-def checkpoint(function: Callable[..., Tensor], *inputs: Tensor, selective: bool = False) -> Tensor:
+def checkpoint(
+    function: Callable[..., Tensor],
+    *inputs: Tensor,
+    selective: bool = False,
+    to_end: bool = False,
+) -> Tensor:
     """Call ``function`` and keep only its inputs; the rest is computed again in backward.
 
-    ``selective``: costly results are kept, too.
+    ``selective``: costly results are kept, too. ``to_end``: DeepSpeed's variant, whose second run
+    goes on to the result and lets the inputs go when it is over.
     """
-    frame: Any = _Frame(function, inputs, _Kept() if selective else None)
+    frame: Any = _Frame(function, inputs, _Kept() if selective else None, to_end=to_end)
     machine = inputs[0].machine
     outer, machine.pack = machine.pack, frame.pack
     outputs, machine.outputs = machine.outputs, frame.kept

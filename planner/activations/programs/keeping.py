@@ -18,6 +18,14 @@ def checkpoints_by_function(training: Training, layout: Layout) -> bool:
     return layout.pp > 1 or training.implementation == "megatron"
 
 
+def reenters(layout: Layout, deepspeed: DeepSpeed) -> bool:
+    """That function is an autograd function, which a pipeline may be told not to take.
+
+    Source: runtime/pipe/engine.py:210-213 of DeepSpeed 0.19.8.
+    """
+    return layout.pp == 1 or deepspeed.pipeline.use_reentrant is not False
+
+
 def keeping(layout: Layout, deepspeed: DeepSpeed, backend: Backend) -> Keeping:
     """What ``activation_checkpointing`` makes of a checkpoint's input.
 

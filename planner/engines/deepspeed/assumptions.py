@@ -176,6 +176,11 @@ def _zero(training: Training, layout: Layout, deepspeed: DeepSpeed) -> Iterator[
             f"optimizer: {training.optimizer} with ZeRO needs zero_allow_untested_optimizer: true "
             "(runtime/engine.py:2299)"
         )
+    if training.optimizer == "adamw_8bit":
+        yield (
+            "optimizer: adamw_8bit is bitsandbytes' AdamW8bit, seen under DeepSpeed on CPU ranks "
+            "(0.50.2); on CUDA its step is taken to allocate nothing either"
+        )
     if training.optimizer == "muon":
         yield (
             "optimizer: Muon is DeepSpeed's own (optimizer: {type: Muon}), of matrices whose "

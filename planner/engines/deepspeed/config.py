@@ -46,7 +46,8 @@ def _pipeline(pipeline: Pipeline) -> dict[str, Any]:
     """What the engine reads (runtime/config.py:274); the rest is told to the `PipelineModule`."""
     names = ("activation_checkpoint_interval", "pipe_partitioned", "grad_partitioned")
     changed = _changed(asdict(pipeline), asdict(Pipeline()))
-    return {name: changed[name] for name in names if name in changed}
+    told = {} if pipeline.use_reentrant is None else {"use_reentrant": pipeline.use_reentrant}
+    return told | {name: changed[name] for name in names if name in changed}
 
 
 def _zero(zero: Zero, layout: Layout) -> dict[str, Any]:

@@ -20,8 +20,8 @@ def frozen(case: Case) -> Iterator[Refusal]:
         )
 
 
-def _unknown(key: str, what: str, mend: str) -> Refusal:
-    return Refusal(key, f"{what} is not modelled yet", "", mend)
+def _unknown(key: str, what: str, mend: str, source: str = "") -> Refusal:
+    return Refusal(key, f"{what} is not modelled yet", source, mend)
 
 
 def _inventory(case: Case) -> Iterator[Refusal]:
@@ -51,7 +51,8 @@ def _recompute(case: Case) -> Iterator[Refusal]:
     if training.recompute == "selective" and training.implementation == "hf":
         yield Refusal(
             "training.recompute",
-            "transformers' layers have no selective recomputation",
+            "transformers 5.23 recomputes whole layers (modeling_layers.py:120); what it keeps of "
+            "them only a context_fn of the training code chooses (modeling_utils.py:3162)",
             "",
             "use none or full, or implementation: reference",
         )
@@ -66,12 +67,14 @@ def _recompute(case: Case) -> Iterator[Refusal]:
 
 
 def _reentrant(case: Case) -> Iterator[Refusal]:
-    """DeepSpeed's own function without reentry keeps and frees otherwise than torch's."""
+    """Without reentry the inputs are taken to stay as they are."""
+    keys = case.deepspeed.activation_checkpointing
+    moved = keys.partition_activations or keys.cpu_checkpointing
     recomputed = case.layout.pp > 1 and case.training.recompute == "full"
-    if recomputed and case.deepspeed.pipeline.use_reentrant is False:
+    if recomputed and moved and case.deepspeed.pipeline.use_reentrant is False:
         yield _unknown(
             "deepspeed.pipeline.use_reentrant",
-            "DeepSpeed's checkpoint without reentry",
+            "DeepSpeed's checkpoint without reentry of partitioned or host inputs",
             "leave it out",
         )
 
@@ -80,8 +83,9 @@ def _experts(case: Case) -> Iterator[Refusal]:
     if expert_holder(case.layout, case.deepspeed) != "moe" or not case.num_experts:
         return
     if case.layout.tp > 1:
-        what = "how DeepSpeed's MoE layer shares tokens among tensor-parallel ranks"
-        yield _unknown("layout.tp", what, "use tp: 1, or deepspeed.expert_engine: autoep")
+        what = "how DeepSpeed's MoE layer drops and gathers tokens of tensor-parallel ranks"
+        use = "use tp: 1, or deepspeed.expert_engine: autoep"
+        yield _unknown("layout.tp", what, use, "moe/sharded_moe.py:686-742")
     if case.before(0, 19, 4):
         what = f"routing by dense masks, as DeepSpeed {case.deepspeed.version} does it,"
         yield _unknown("deepspeed.version", what, "use 0.19.4 or later")
@@ -93,9 +97,9 @@ def _experts(case: Case) -> Iterator[Refusal]:
 
 def _sequence(case: Case) -> Iterator[Refusal]:
     if case.layout.sp > 1 and case.training.implementation == "megatron":
-        yield _unknown(
-            "layout.sp", "what Ulysses saves around Megatron-like layers", "use implementation: hf"
-        )
+        # Megatron's layers have a class of its own, which transformers' do not use.
+        what = "what DistributedAttention saves around Megatron-like layers"
+        yield _unknown("layout.sp", what, "use implementation: hf", "sequence/layer.py:465")
 
 
 def _sequence_parallel(case: Case) -> Iterator[Refusal]:
@@ -153,7 +157,8 @@ def _reference(case: Case) -> Iterator[Refusal]:
         return
     use = "use implementation: hf"
     if case.layout.sp > 1:
-        yield _unknown("layout.sp", "Ulysses around the reference layers", use)
+        what = "DistributedAttention around the reference layers"
+        yield _unknown("layout.sp", what, use, "sequence/layer.py:465")
     for key in ("loss", "attention"):
         if getattr(case.training, key) in {"fused", "chunked", "flash"}:
             value = getattr(case.training, key)

@@ -27,8 +27,8 @@ def state_bytes(training: Training, numel: int, *, on_host: bool = False) -> int
     adamw: two moments (torch/optim/adam.py:178-184; DeepSpeed ops/adam/fused_adam.py:155-157).
     sgd: a momentum buffer if momentum is not 0 (torch/optim/sgd.py). lion: one moment
     (DeepSpeed ops/lion/fused_lion.py). adamw_8bit: two moments of a byte with an fp32 scale a
-    block; fp32 below `EIGHT_BIT_MINIMUM` elements; seen in bitsandbytes 0.50.2 on the
-    CPU, where a step allocates nothing else. Left out: two maps of 1 KiB, which all tensors share.
+    block; fp32 below `EIGHT_BIT_MINIMUM` elements; seen in bitsandbytes 0.50.2 under DeepSpeed on
+    the CPU, where a step allocates nothing else. Left out: two maps of 1 KiB that tensors share.
     muon: of what is no matrix, Adam's (runtime/engine.py:2530-2541); `muon` has the matrices.
     """
     if training.optimizer == "adamw_8bit":

@@ -1,6 +1,6 @@
 """Which layouts the closed form knows; the others are walked."""
 
-from planner.activations.programs.keeping import checkpoints_by_function
+from planner.activations.programs.keeping import checkpoints_by_function, reenters
 from planner.engines.deepspeed.bf16_optimizer import uses_bf16_optimizer
 from planner.engines.deepspeed.releases import accumulates_bf16_in_fp32
 from planner.engines.deepspeed.stage import Run
@@ -10,7 +10,12 @@ from planner.spec.deepspeed import ActivationCheckpointing
 
 def is_covered(run: Run) -> bool:
     """Whether the closed form holds for whatever micro-batch of this run."""
-    return _plain_parameters(run.model) and _plain_checkpoints(run) and _plain_reduction(run)
+    return (
+        run.training.optimizer != "muon"
+        and _plain_parameters(run.model)
+        and _plain_checkpoints(run)
+        and _plain_reduction(run)
+    )
 
 
 def _plain_parameters(model: Model) -> bool:
@@ -23,7 +28,8 @@ def _plain_checkpoints(run: Run) -> bool:
     if not checkpoints_by_function(run.training, run.layout):
         return True
     plain = run.deepspeed.activation_checkpointing == ActivationCheckpointing()
-    return plain and not run.deepspeed.pipeline.activation_checkpoint_interval
+    reentered = reenters(run.layout, run.deepspeed)
+    return plain and reentered and not run.deepspeed.pipeline.activation_checkpoint_interval
 
 
 def _plain_reduction(run: Run) -> bool:

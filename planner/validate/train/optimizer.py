@@ -1,6 +1,7 @@
 """The optimizers that a plan names, on the parameter groups that it names."""
 
 from collections.abc import Callable, Iterable
+from importlib import import_module
 from typing import Any
 
 import deepspeed
@@ -144,10 +145,20 @@ def make_optimizer(
         )
     if training.optimizer == "lion":
         return _lion(groups)
-    raise LaunchError(
-        f"training.optimizer: {training.optimizer} is not run by validations; take adamw, lion or "
-        "sgd"
-    )
+    if training.optimizer == "adamw_8bit":
+        return _eight_bit(groups)
+    raise AssertionError(training.optimizer)
+
+
+def _eight_bit(groups: list[dict[str, Any]]) -> Any:
+    try:
+        optimizers = import_module("bitsandbytes.optim")
+    except ModuleNotFoundError as error:
+        raise LaunchError(
+            "training.optimizer: adamw_8bit is run by bitsandbytes, which is not installed here; "
+            "install it, or take another optimizer"
+        ) from error
+    return optimizers.AdamW8bit(groups, lr=LEARNING_RATE)
 
 
 def _lion(groups: list[dict[str, Any]]) -> Any:
