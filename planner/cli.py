@@ -56,6 +56,9 @@ def plan(
 def search(
     file: File,
     top: Annotated[int, Told("So many of those that fit are shown.", least=1)] = 10,
+    write: Annotated[
+        Path | None, Told("A folder for the files that run the best one: its plan, ds_config.json.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """The layouts that fit, best first, and why the others do not; exit code 1 if none fits.
@@ -65,11 +68,15 @@ def search(
     """
     from time import perf_counter
 
+    from planner.report.launch import launch_files, write_files
     from planner.report.search import document, render
     from planner.search.search import search
     from planner.spec.load import load
 
     answer = search(load(file), top=top, clock=perf_counter)
+    if write is not None and answer.ranked:
+        written = write_files(launch_files(answer.best.applied(answer.spec), answer.model), write)
+        print("wrote " + ", ".join(map(str, written)), file=sys.stderr)
     if as_json:
         _print_json(document(answer))
     else:

@@ -163,6 +163,16 @@ def test_a_search(tmp_path, planner):
     assert {entry["layout"]["zero_stage"] for entry in told["layouts"]} == {0, 1}
 
 
+def test_a_search_writes_what_runs_the_best(tmp_path, planner):
+    path = tmp_path / "spec.yaml"
+    path.write_text(OPEN)
+    ran = planner("search", path, "--json", "--write", tmp_path / "run")
+    assert "wrote " in ran.err
+    best = json.loads(ran.out)["layouts"][0]
+    plan = json.loads(planner("plan", tmp_path / "run" / "plan.yaml", "--json").out)
+    assert plan["verdict"]["headroom_bytes"] == best["headroom_bytes"]
+
+
 def test_a_search_that_finds_nothing(tmp_path, planner):
     path = tmp_path / "spec.yaml"
     path.write_text(OPEN.replace("h100-sxm-80gb", "{like: h100-sxm-80gb, memory: 8GiB}"))
