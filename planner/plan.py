@@ -7,7 +7,7 @@ from typing import NamedTuple
 from planner.activations.assumptions import activation_assumptions
 from planner.engines.deepspeed.assumptions import layout_assumptions
 from planner.engines.deepspeed.communicators import num_all_to_all_peers, num_communicators
-from planner.engines.deepspeed.limits import frozen, limits
+from planner.engines.deepspeed.limits import frozen, limits, paged
 from planner.engines.deepspeed.notes import Note
 from planner.engines.deepspeed.pass_notes import pass_notes
 from planner.engines.deepspeed.refusal import Case, Refusal
@@ -107,7 +107,7 @@ def make_run(spec: Spec, model: Model) -> Run:
 def refusals_of(spec: Spec, run: Run) -> tuple[Refusal, ...]:
     """What DeepSpeed does not run of a file, and what the planner cannot count of it."""
     case = Case(run.model, spec.cluster, run.training, run.layout, run.deepspeed)
-    return (*refusals(**case._asdict()), *limits(case), *frozen(case))
+    return (*refusals(**case._asdict()), *limits(case), *frozen(case), *paged(case))
 
 
 def named_model(spec: Spec) -> Model:

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from planner.engines.alike import held_stages, plan_stage
+from planner.engines.alike import held_stages, paged_states, plan_stage
 from planner.engines.deepspeed.communicators import num_all_to_all_peers, num_communicators
 from planner.engines.deepspeed.limits import limits
 from planner.engines.deepspeed.refusal import Case
@@ -58,6 +58,7 @@ def _rank_plan(spec: Spec, model: Model, stage: Stage) -> RankPlan:
     size = layout.num_devices // layout.pp
     ranks = tuple(range(stage.index * size, (stage.index + 1) * size))
     phases = plan_stage(spec, model, stage)
+    paged = paged_states(spec, stage)
     return RankPlan(
         rank=ranks[0],
         ranks=ranks,
@@ -72,6 +73,6 @@ def _rank_plan(spec: Spec, model: Model, stage: Stage) -> RankPlan:
             num_groups=num_communicators(layout),
             all_to_all_peers=num_all_to_all_peers(layout, cluster.devices_per_node),
         ),
-        host={},
+        host={"paged_optimizer_states": paged} if paged else {},
         notes=(),
     )

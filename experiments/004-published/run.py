@@ -1,12 +1,15 @@
 """Tables of predictions beside published measurements: ``python experiments/004-published/run.py``.
 
 Writes results.md beside itself: scores by framework, grade and quantity, scores by cluster, and the
-verdicts on runs that fitted or did not; and scatter.png. Two minutes; no torch, no GPU.
+verdicts on runs that fitted or did not; the rows of each page in clusters/; and scatter.png. Ends
+with 1 if a cluster is far off and has no page. Two minutes; no torch, no GPU.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from pages import FAR, far_clusters, pages, without_page, write_rows
 from plot import scatter
 
 from planner.accuracy.compare import Compared, compare, decide
@@ -30,8 +33,13 @@ def main() -> None:
         _table("cluster, quantity", known, _cluster),
         _verdicts(count_fits(decide(read_entries(HERE / "fits.yaml")))),
     ]
+    for page in pages(HERE / "clusters"):
+        write_rows(page, known)
     scatter(rows, HERE / "scatter.png")
     (HERE / "results.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    lacking = without_page(far_clusters(known), pages(HERE / "clusters"))
+    if lacking:
+        sys.exit(f"off by more than {FAR:.0%} and without a page: " + "; ".join(lacking))
 
 
 def _bands(known: Sequence[Compared]) -> str:

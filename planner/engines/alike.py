@@ -8,6 +8,7 @@ from itertools import accumulate
 from typing import Any
 
 from planner.engines.ddp import stage as ddp
+from planner.engines.deepspeed.optimizers import paged_bytes
 from planner.engines.elements import FP32_BYTES, SIZES
 from planner.engines.fsdp import stage as fsdp
 from planner.engines.megatron import stage as megatron
@@ -19,6 +20,7 @@ from planner.memory.timeline import PhasePeak
 from planner.model.description import Model
 from planner.spec.deepspeed import DeepSpeed, Pipeline
 from planner.spec.load import Spec
+from planner.units import ceil_div
 
 _EVENLY = DeepSpeed(pipeline=Pipeline(partition_method="type:Block|Layer"))
 """Transformer layers are divided evenly; the ends go with the first and last stage."""
@@ -63,6 +65,14 @@ def plan_stage(
         case _:
             timeline = ddp.run_stage(ddp.Run(**common, state_shards=state_shards), stage)
     return timeline.fold(PartitionIndex(0, 0))
+
+
+def paged_states(spec: Spec, stage: Stage) -> int:
+    """Bytes of a rank's moments in managed memory, which no allocator of PyTorch counts."""
+    shards = spec.fixed_layout.dp // spec.framework.fsdp.replicas
+    cut = shards if spec.framework.engine == "fsdp" else 1
+    trained = [p.numel for layer in stage.layers for p in layer.parameters if p.trained]
+    return sum(paged_bytes(spec.training, ceil_div(numel, cut)) for numel in trained)
 
 
 def _sharding(spec: Spec) -> dict[str, Any]:

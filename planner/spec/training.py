@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 from planner.spec.fields import Bounds, Count, Share, Tokens
 
 Precision = Literal["fp32", "fp16", "bf16"]
-OptimizerName = Literal["adamw", "sgd", "lion", "muon", "adamw_8bit"]
+OptimizerName = Literal[
+    "adamw", "sgd", "lion", "muon", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"
+]
 OptimizerKernel = Literal["fused", "foreach", "loop"]
 Recompute = Literal["none", "selective", "full"]
 ActivationCode = Literal["hf", "megatron", "reference"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from planner.engines.deepspeed.optimizers import state_bytes, temporary_bytes
+from planner.engines.deepspeed.optimizers import paged_bytes, state_bytes, temporary_bytes
 from planner.spec.training import Training
 
 
@@ -15,12 +15,29 @@ from planner.spec.training import Training
         pytest.param("adamw_8bit", 4095, 8 * 4095, id="8bit-small-tensors-stay-fp32"),
         pytest.param("adamw_8bit", 4096, 2 * (4096 + 4 * 16), id="8bit-16-blocks"),
         pytest.param("adamw_8bit", 4097, 2 * (4097 + 4 * 17), id="8bit-a-block-begun"),
+        pytest.param("paged_adamw", 99_999, 8 * 99_999, id="paged-small-tensors-stay"),
+        pytest.param("paged_adamw", 100_000, 0, id="paged"),
+        pytest.param("paged_adamw_8bit", 99_999, 2 * (99_999 + 4 * 391), id="paged-8bit-small"),
         # Allocated by AdamW8bit of bitsandbytes 0.50.2 on the CPU: bytes, then scales.
         pytest.param("adamw_8bit", 100_003, 2 * 100_003 + 2 * 1564, id="8bit-measured"),
     ],
 )
 def test_state(optimizer, numel, expected):
     assert state_bytes(Training(sequence_length=1, optimizer=optimizer), numel) == expected
+
+
+def test_moments_have_the_dtype_of_their_tensor_but_those_of_bitsandbytes():
+    for optimizer, expected in (("adamw", 4 * 5000), ("adamw_8bit", 2 * (5000 + 4 * 20))):
+        training = Training(sequence_length=1, optimizer=optimizer)
+        assert state_bytes(training, 5000, element_bytes=2) == expected
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "expected"),
+    [("paged_adamw", 800_000), ("paged_adamw_8bit", 203_128), ("adamw", 0)],
+)
+def test_what_is_paged(optimizer, expected):
+    assert paged_bytes(Training(sequence_length=1, optimizer=optimizer), 100_000) == expected
 
 
 def test_lion_on_the_host_has_a_moment_that_nobody_reads():

@@ -117,8 +117,8 @@ def _step(
         numels = [ceil_div(numel, run.state_shards) for numel in whole]
         size = FP32_BYTES if wide else SIZES[training.precision]
         if first:
-            states = sum(state_bytes(training, numel) for numel in numels)
-            timeline.add(Term.OPTIMIZER_STATES, states * size // FP32_BYTES)
+            states = (state_bytes(training, numel, element_bytes=size) for numel in numels)
+            timeline.add(Term.OPTIMIZER_STATES, sum(states))
         temporaries = temporary_bytes(training, numels) * size // FP32_BYTES
         if temporaries:
             timeline.spike(Term.STEP_COPIES, temporaries)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from planner.engines.deepspeed.optimizers import PAGED
 from planner.engines.deepspeed.refusal import Case, Refusal, Rule
 from planner.layout.experts import expert_holder
 from planner.model.description import Model, Moe
@@ -18,6 +19,13 @@ def frozen(case: Case) -> Iterator[Refusal]:
         yield _unknown(
             "adapters", "a model that is frozen but for its adapters", "write engine: fsdp or ddp"
         )
+
+
+def paged(case: Case) -> Iterator[Refusal]:
+    """Under DeepSpeed moments belong to its flat partitions."""
+    if case.training.optimizer in PAGED:
+        mend = "write adamw_8bit, offload the optimizer, or engine: ddp"
+        yield _unknown("training.optimizer", "a paged optimizer", mend)
 
 
 def _unknown(key: str, what: str, mend: str, source: str = "") -> Refusal:

@@ -13,14 +13,24 @@ EIGHT_BIT_MINIMUM = 4096
 EIGHT_BIT_BLOCK = 256
 """Elements that share one scale (bitsandbytes optim/optimizer.py, ``blocksize``)."""
 
+EIGHT_BIT = {"adamw_8bit", "paged_adamw_8bit"}
+
+PAGED_MINIMUM = 100_000
+"""Smaller tensors keep moments on the device (bitsandbytes 0.50.2, optim/optimizer.py:383)."""
+
+PAGED = {"paged_adamw", "paged_adamw_8bit"}
+"""Optimizers of bitsandbytes whose moments are managed memory, which PyTorch does not count."""
 
 ADAMS = {"adamw", "muon"}
 """Optimizers that run Adam on a tensor that is no matrix."""
 
 
-def state_bytes(training: Training, numel: int, *, on_host: bool = False) -> int:
-    """Bytes that the optimizer keeps for one fp32 tensor from its first step on.
+def state_bytes(
+    training: Training, numel: int, *, on_host: bool = False, element_bytes: int = 4
+) -> int:
+    """Bytes that the optimizer keeps for one tensor from its first step on.
 
+    ``element_bytes``: of the tensor, whose dtype torch's own moments have; bitsandbytes' have not.
     ``on_host``: DeepSpeed's kernels for the host run. Its Lion has a second moment there, which
     nobody reads (ops/lion/cpu_lion.py:124).
 
@@ -31,17 +41,34 @@ def state_bytes(training: Training, numel: int, *, on_host: bool = False) -> int
     the CPU, where a step allocates nothing else. Left out: two maps of 1 KiB that tensors share.
     muon: of what is no matrix, Adam's (runtime/engine.py:2530-2541); `muon` has the matrices.
     """
-    if training.optimizer == "adamw_8bit":
-        if numel < EIGHT_BIT_MINIMUM:
-            return 8 * numel
-        return 2 * (numel + 4 * -(-numel // EIGHT_BIT_BLOCK))
+    if training.optimizer in PAGED and numel >= PAGED_MINIMUM:
+        return 0
+    if training.optimizer in EIGHT_BIT | PAGED:
+        return bitsandbytes_bytes(training, numel)
     if training.optimizer in ADAMS:
-        return 8 * numel
+        return 2 * element_bytes * numel
     if training.optimizer == "lion" and on_host:
-        return 8 * numel
+        return 2 * element_bytes * numel
     if training.optimizer == "sgd" and not training.momentum:
         return 0
-    return 4 * numel
+    return element_bytes * numel
+
+
+def paged_bytes(training: Training, numel: int) -> int:
+    """Moments of one tensor in managed memory: on the device while there is room, else the host.
+
+    Source: bitsandbytes 0.50.2, optim/optimizer.py, ``get_state_buffer``, and ``get_paged``.
+    """
+    if training.optimizer not in PAGED or numel < PAGED_MINIMUM:
+        return 0
+    return bitsandbytes_bytes(training, numel)
+
+
+def bitsandbytes_bytes(training: Training, numel: int) -> int:
+    """Two moments: bytes with an fp32 scale a block, or fp32 ones of what is small or not 8-bit."""
+    if training.optimizer not in EIGHT_BIT or numel < EIGHT_BIT_MINIMUM:
+        return 8 * numel
+    return 2 * (numel + 4 * -(-numel // EIGHT_BIT_BLOCK))
 
 
 def temporary_bytes(training: Training, numels: Sequence[int]) -> int:

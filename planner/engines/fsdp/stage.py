@@ -131,8 +131,8 @@ class _Walk:
         for element in {self._element(p) for p in trained}:
             shards = [self._numel(p) for p in trained if self._element(p) == element]
             if first:
-                states = sum(state_bytes(training, numel) for numel in shards)
-                timeline.add(Term.OPTIMIZER_STATES, states * element // FP32_BYTES)
+                states = (state_bytes(training, numel, element_bytes=element) for numel in shards)
+                timeline.add(Term.OPTIMIZER_STATES, sum(states))
             temporaries = temporary_bytes(training, shards) * element // FP32_BYTES
             if temporaries:
                 timeline.spike(Term.STEP_COPIES, temporaries)
