@@ -136,7 +136,7 @@ FAULTS = [
     ("engine: ddp\nlayout: {zero_stage: 2}\n", "layout.zero_stage: 2, but ddp has no ZeRO"),
     ("engine: fsdp\nlayout: {pp: 2}\n", "layout.pp: 2, but pp is not planned for fsdp"),
     ("engine: fsdp\nfsdp: {replicas: 3}\nlayout: {}\n", "fsdp.replicas: 3 does not divide dp = 8"),
-    ("engine: fsdp\nfsdp: {versio: 2}\n", "fsdp.versio: is not a key here; did you mean version"),
+    ("engine: fsdp\nfsdp: {verzion: 2}\n", "fsdp.verzion: is not a key here; did you mean version"),
     ("adapters: {r: 0}\n", "adapters.r: 0 is out of bounds; write a number above 0"),
     ("adapters: {target_modules: 3}\n", "adapters.target_modules"),
     ("engine: megatron\nmegatron: {sequence_parallel: true}\nlayout: {tp: 2}\n",
