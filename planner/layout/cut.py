@@ -161,8 +161,9 @@ def embedding_place(stem: LocalLayer) -> int:
 
 
 def _with_copy(head: LocalLayer, weight: LocalParameter) -> LocalLayer:
+    copy = weight._replace(copied=True)
     return LocalLayer(
-        placed=head.placed, parameters=(weight, *head.parameters), places=_shifted(head.places)
+        placed=head.placed, parameters=(copy, *head.parameters), places=_shifted(head.places)
     )
 
 

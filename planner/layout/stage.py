@@ -23,6 +23,8 @@ class LocalParameter(NamedTuple):
     """Its shape on this rank if it is a matrix outside embeddings and head; else nothing."""
     cut: bool = False
     """Tensor parallelism gives each of its ranks a part."""
+    copied: bool = False
+    """Another stage has it, too, and there the gradient's norm counts it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

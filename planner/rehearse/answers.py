@@ -157,6 +157,7 @@ _ANSWERS: dict[Any, Callable[..., Any]] = {
     aten.all.default: _all,
     aten.all.dim: _all,
     aten._to_copy.default: _moved,
+    aten._fused_sgd_.default: lambda *_, **__: None,  # in place, and torch has no rule for it
 }
 
 
@@ -216,6 +217,8 @@ def without_bytes(attention: Attention) -> Iterator[None]:
         stack.enter_context(replaced(FakeTensor, data=data, __deepcopy__=_copied))
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))
         stack.enter_context(_movable())
-        fakes = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        fakes = stack.enter_context(
+            FakeTensorMode(allow_fallback_kernels=False, allow_non_fake_inputs=True)
+        )
         stack.enter_context(Answers(fakes))
         yield

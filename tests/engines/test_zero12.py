@@ -1,5 +1,7 @@
 """ZeRO-1 and ZeRO-2 against closed forms and against what DeepSpeed was measured to hold."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,6 +52,15 @@ def test_a_step_peaks_at_2k_and_a_share_that_the_kernel_decides(stage, dp, kerne
 def test_one_parameter_a_partition_needs_no_flat_copy():
     for rank in peaks(UNIFORM, ranks=8, stage=2):
         assert rank["1.step"].peak_bytes == 2 * K + 12 * K // 8 + 2 * K // 8 + 8 * K // 8
+
+
+def test_the_norm_leaves_out_what_another_stage_counts():
+    """stage_1_and_2.py:2680: the tied head of a last stage; then the fp32 gradient is the peak."""
+    setup = make_setup(UNIFORM, dp=8, stage=2)
+    copies = tuple(parameter._replace(copied=True) for parameter in setup.parameters)
+    timeline = drive(zero12(replace(setup, parameters=copies)), setup, steps=2)
+    peak = phases(timeline, 0)["1.step"].peak_bytes
+    assert peak == 2 * K + 12 * K // 8 + 2 * K // 8 + 4 * K // 8
 
 
 @pytest.mark.parametrize(("overlap", "buffers"), [(False, 1), (True, 2)])

@@ -72,6 +72,8 @@ class Group:
     """Elements of a partition beyond the last parameter."""
     largest: tuple[Run, ...]
     """Elements of the largest slice of a parameter in a partition."""
+    counted: tuple[Run, ...]
+    """The same of parameters that the gradient's norm counts (stage_1_and_2.py:2680)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -180,6 +182,9 @@ def _lay_out(
         )
         places[i] = place
         laid.append(place)
+    counted = [
+        place for i, place in zip(order, laid, strict=True) if not setup.parameters[i].copied
+    ]
     padding = [max(0, (rank + 1) * size - max(numel, rank * size)) for rank in range(degree)]
     return Group(
         parameters=members,
@@ -197,6 +202,7 @@ def _lay_out(
         ),
         padding=runs(padding, scale),
         largest=runs(_largest(laid, degree, size), scale),
+        counted=runs(_largest(counted, degree, size), scale),
     )
 
 

@@ -88,11 +88,12 @@ def make_step(setup: Setup, layout: Partition, keeper: Keeper) -> Step:
 
 def _checks(setup: Setup, layout: Partition) -> Iterator[Run]:
     """Copies of each group's largest slice, by the norm (2683-2685) and the overflow check."""
-    per_element = max(NORM_BYTES, overflow_check_bytes(setup))
+    overflow = overflow_check_bytes(setup)
     for group in layout.groups:
-        for numel, owners in group.largest:
-            if numel:
-                yield Run(numel * per_element, owners)
+        for slices, per_element in ((group.counted, NORM_BYTES), (group.largest, overflow)):
+            for numel, owners in slices:
+                if numel * per_element:
+                    yield Run(numel * per_element, owners)
 
 
 def _padding(layout: Partition, accumulation: int) -> Iterator[Run]:
