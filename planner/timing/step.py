@@ -12,7 +12,7 @@ from planner.timing.layer import LayerSeconds, PassSeconds, layer_seconds
 from planner.timing.pipeline import boundary_seconds, bubble_seconds
 from planner.timing.shapes import Integers, Seconds, Setting, Shapes
 from planner.timing.stages import Counts, Divisions, divisions, kinds
-from planner.timing.state import state_seconds
+from planner.timing.state import Held, state_seconds
 
 Places = NDArray[np.int64]
 
@@ -35,6 +35,25 @@ class Table(NamedTuple):
         return np.asarray(self.forward.sum(axis=2) + self.backward.sum(axis=2) + self.again)
 
 
+class Work(NamedTuple):
+    """What one micro-batch takes in the stage that takes longest, and all stages together."""
+
+    forward: Seconds
+    """(layouts, parts)."""
+    backward: Seconds
+    again: Seconds
+    """(layouts,), as what follows."""
+    longest: Seconds
+    every: Seconds
+    flops: Seconds
+    """Of all stages."""
+    flops_again: Seconds
+
+
+_DECIDING = ("tp", "pp", "ep", "sp", "micro_batch_size", "recomputed_share", "recomputes_core")
+"""Fields on which the work of a micro-batch depends."""
+
+
 def step_time(setting: Setting, shapes: Shapes) -> StepTime:
     """Seconds of one optimizer step of every layout in ``shapes``; arrays of one dim.
 
@@ -43,19 +62,20 @@ def step_time(setting: Setting, shapes: Shapes) -> StepTime:
 
     """
     shapes = in_columns(shapes)
-    divided = divisions(setting, *_distinct(shapes.tp, shapes.pp, shapes.ep, shapes.sp))
-    table, m = _table(setting, shapes), np.asarray(shapes.micro_batches)
-    slowest = _slowest(divided, table)
-    forward, backward = _parts(slowest, table.forward), _parts(slowest, table.backward)
-    state = state_seconds(setting, shapes, divided.held, forward.sum(axis=1), backward.sum(axis=1))
-    messages = boundary_seconds(setting, shapes)
-    every = _sum(divided.total, table.seconds) + shapes.pp * messages
-    longest = _sum(slowest, table.seconds) + messages
-    passes = dict(zip(PassSeconds._fields, (m[:, None] * (forward + backward)).T, strict=True))
-    flops = m * _sum(divided.total, table.flops) / shapes.pp
+    few, which = _deciding(shapes)
+    divided = divisions(setting, *_layouts(few.tp, few.pp, few.ep, few.sp))
+    work = Work(*(each[which] for each in _work(divided, _table(setting, few))))
+    held = Held(*(each[which] for each in divided.held))
+    state = state_seconds(
+        setting, shapes, held, work.forward.sum(axis=1), work.backward.sum(axis=1)
+    )
+    m, messages = np.asarray(shapes.micro_batches), boundary_seconds(setting, shapes)
+    every, longest = work.every + shapes.pp * messages, work.longest + messages
+    passes = (m[:, None] * (work.forward + work.backward)).T
+    flops = m * work.flops / shapes.pp
     return StepTime(
-        **{f"{name}_seconds": seconds for name, seconds in passes.items()},
-        recompute_seconds=m * _sum(slowest, table.again),
+        **{f"{name}_seconds": own for name, own in zip(PassSeconds._fields, passes, strict=True)},
+        recompute_seconds=m * work.again,
         pipeline_seconds=m * messages,
         bubble_seconds=bubble_seconds(every, longest, shapes.virtual_stages),
         weight_gather_seconds=state.weight_gather,
@@ -63,25 +83,39 @@ def step_time(setting: Setting, shapes: Shapes) -> StepTime:
         optimizer_seconds=state.optimizer,
         offload_seconds=state.offload,
         model_flops=flops,
-        hardware_flops=flops + m * _sum(divided.total, table.flops_again) / shapes.pp,
+        hardware_flops=flops + m * work.flops_again / shapes.pp,
     )
 
 
-def _slowest(divided: Divisions, table: Table) -> Counts:
-    """Layers of each kind in the stage that takes longest, (layouts, kinds)."""
+def _deciding(shapes: Shapes) -> tuple[Shapes, Places]:
+    """Layouts that differ in what decides the work of a micro-batch, and which each element is."""
+    columns = [np.asarray(getattr(shapes, name), dtype=np.float64) for name in _DECIDING]
+    _, first, which = np.unique(
+        np.stack(columns, axis=1), axis=0, return_index=True, return_inverse=True
+    )
+    few = Shapes(**{each.name: getattr(shapes, each.name)[first] for each in fields(Shapes)})
+    return few, which.ravel()
+
+
+def _work(divided: Divisions, table: Table) -> Work:
+    """Of the stage with the most work, and of all."""
     stages = np.einsum("nrk,nk->nr", divided.different, table.seconds)
     place = stages.argmax(axis=1)[:, None, None]
-    return np.take_along_axis(divided.different, place, axis=1)[:, 0]
+    slowest = np.take_along_axis(divided.different, place, axis=1)[:, 0]
+    return Work(
+        forward=np.einsum("nk,nkp->np", slowest, table.forward),
+        backward=np.einsum("nk,nkp->np", slowest, table.backward),
+        again=_sum(slowest, table.again),
+        longest=stages.max(axis=1),
+        every=_sum(divided.total, table.seconds),
+        flops=_sum(divided.total, table.flops),
+        flops_again=_sum(divided.total, table.flops_again),
+    )
 
 
 def _sum(counts: Counts, each: Seconds) -> Seconds:
-    """Over kinds: ``counts`` layers of each, (layouts,)."""
+    """Over kinds: ``counts`` layers of each."""
     return np.einsum("nk,nk->n", counts, each)
-
-
-def _parts(counts: Counts, each: Seconds) -> Seconds:
-    """The same by part of a pass, (layouts, parts)."""
-    return np.einsum("nk,nkp->np", counts, each)
 
 
 def in_columns(shapes: Shapes) -> Shapes:
@@ -92,7 +126,7 @@ def in_columns(shapes: Shapes) -> Shapes:
     )
 
 
-def _distinct(*columns: Integers) -> tuple[list[Layout], Places]:
+def _layouts(*columns: Integers) -> tuple[list[Layout], Places]:
     """The different layouts of tp, pp, ep and sp, and which of them each element has."""
     table = np.stack([np.asarray(column) for column in columns], axis=1)
     rows, which = np.unique(table, axis=0, return_inverse=True)
@@ -105,7 +139,7 @@ def _table(setting: Setting, shapes: Shapes) -> Table:
 
     Beside tp, ep and sp, whether there is a pipeline decides who cuts tensors.
     """
-    layouts, which = _distinct(shapes.tp, np.minimum(shapes.pp, 2), shapes.ep, shapes.sp)
+    layouts, which = _layouts(shapes.tp, np.minimum(shapes.pp, 2), shapes.ep, shapes.sp)
     known = kinds(setting.model)
     table = _empty(len(shapes), len(known))
     sizes = np.asarray(shapes.micro_batch_size)
