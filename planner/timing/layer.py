@@ -1,12 +1,13 @@
 """Seconds of one layer's passes, one micro-batch, for many sizes of micro-batch at once."""
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.model.description import Layer
+from planner.model.description import Layer, Moe
 from planner.spec.layout import Layout
 from planner.timing import constants
 from planner.timing.attention import core_seconds
@@ -89,7 +90,8 @@ def profile(layer: Layer, setting: Setting, layout: Layout) -> Profile:
 
 def layer_seconds(layer: Layer, setting: Setting, layout: Layout, sizes: Sizes) -> LayerSeconds:
     """For micro-batches of ``sizes`` sequences."""
-    known = profile(layer, setting, layout)
+    # What has no experts is the same whatever ep is, and is computed once.
+    known = profile(layer, setting, layout if _routes(layer) else replace(layout, dp=1, ep=1))
     tokens = sizes * (setting.training.sequence_length // layout.sp)
     zeros = np.zeros(len(sizes))
     sent = message_seconds(layer, setting, layout, tokens)
@@ -106,6 +108,10 @@ def layer_seconds(layer: Layer, setting: Setting, layout: Layout, sizes: Sizes) 
         _pass(setting, sizes, (zeros, inside), known.again, Messages(zeros, zeros, zeros)),
         *_flops(known, tokens, sizes),
     )
+
+
+def _routes(layer: Layer) -> bool:
+    return isinstance(layer.mlp, Moe)
 
 
 def _pass(
