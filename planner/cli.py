@@ -85,6 +85,24 @@ def search(
         raise SystemExit(DOES_NOT_FIT)
 
 
+@commands.add("diff")
+def diff(
+    first: File,
+    second: Annotated[Path, Told("Another such file.")],
+    as_json: AsJson = False,
+) -> None:
+    """Two plans side by side, term by term."""
+    from planner.plan import make_plan
+    from planner.report.difference import document, render
+    from planner.spec.load import load
+
+    left, right = (make_plan(_settled(load(file))) for file in (first, second))
+    if as_json:
+        _print_json(document(left, right))
+    else:
+        _print(render, left, right)
+
+
 @commands.add("explain")
 def explain(file: File, as_json: AsJson = False) -> None:
     """What is alive at the peak, who allocates it, and what each knob would change."""

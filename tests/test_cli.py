@@ -173,6 +173,22 @@ def test_a_search_writes_what_runs_the_best(tmp_path, planner):
     assert plan["verdict"]["headroom_bytes"] == best["headroom_bytes"]
 
 
+def test_two_plans_side_by_side(tmp_path, planner):
+    (tmp_path / "a.yaml").write_text(GOOD)
+    (tmp_path / "b.yaml").write_text(good("tp: 2", "tp: 4"))
+    files = [tmp_path / "a.yaml", tmp_path / "b.yaml"]
+    told = json.loads(planner("diff", *files, "--json").out)
+    plans = [json.loads(planner("plan", file, "--json").out) for file in files]
+    assert told["schema"] == "planner.diff/1"
+    assert told["headroom_bytes"] == [plan["verdict"]["headroom_bytes"] for plan in plans]
+    for side in (0, 1):
+        assert sum(pair[side] for pair in told["terms"].values()) == told["allocated_bytes"][side]
+    ran = planner("diff", *files, columns=120)
+    assert ran.code == FITS
+    assert "headroom" in ran.out
+    assert "same" in planner("diff", files[0], files[0]).out
+
+
 def test_a_search_that_finds_nothing(tmp_path, planner):
     path = tmp_path / "spec.yaml"
     path.write_text(OPEN.replace("h100-sxm-80gb", "{like: h100-sxm-80gb, memory: 8GiB}"))

@@ -67,7 +67,8 @@ def search(spec: Spec, *, top: int, clock: Clock) -> Answer:
     """Go through every legal layout of a file, and walk the ``top`` best of those that fit.
 
     Raises:
-        RefusedError: the engine refuses whatever the file leaves open; its reasons.
+        RefusedError: the engine refuses whatever the file leaves open, with its reasons; or it is
+            not DeepSpeed.
         LayoutError: no degrees multiply to the number of devices.
 
     """

@@ -65,6 +65,13 @@ def test_where_nothing_is_legal_the_reasons_are_told():
         found(searched(search={"pp": 2, "zero_stage": 3}))
 
 
+def test_another_engine_is_not_searched():
+    spec = searched()
+    spec = replace(spec, framework=replace(spec.framework, engine="megatron"))
+    with pytest.raises(RefusedError, match=r"engine: megatron, but .* one by one"):
+        found(spec)
+
+
 def test_where_nothing_divides_it_is_told():
     with pytest.raises(LayoutError, match=r"search: no degrees .* multiply to 8 devices"):
         found(searched(search={"pp": 3}))
