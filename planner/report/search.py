@@ -1,6 +1,6 @@
 """A search as a JSON document and as a table."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from planner.search.candidate import Candidate
+from planner.search.cost import SECONDS_PER_HOUR, Cost, training_cost
 from planner.search.search import Answer, Ranked
 from planner.units import show_gib
 
@@ -22,13 +23,14 @@ def document(answer: Answer) -> dict[str, Any]:
         "num_layouts": answer.num_layouts,
         "num_fitting": answer.num_fitting,
         "seconds": answer.seconds,
-        "layouts": [_layout(ranked) for ranked in answer.ranked],
+        "layouts": [_layout(answer, ranked) for ranked in answer.ranked],
+        "front": [_layout(answer, ranked) for ranked in answer.front],
         "refused": dict(answer.misfits),
     }
 
 
-def _layout(ranked: Ranked) -> dict[str, Any]:
-    held = ranked.held
+def _layout(answer: Answer, ranked: Ranked) -> dict[str, Any]:
+    held, cost = ranked.held, _cost(answer, ranked)
     return {
         "layout": held.candidate.document(),
         "step_seconds": ranked.step_seconds,
@@ -42,7 +44,13 @@ def _layout(ranked: Ranked) -> dict[str, Any]:
         },
         "headroom_bytes": held.headroom_bytes,
         "host_bytes": held.host_bytes,
+        **({} if cost is None else {"training": cost._asdict()}),
     }
+
+
+def _cost(answer: Answer, ranked: Ranked) -> Cost | None:
+    spec = answer.spec
+    return training_cost(spec.search, spec.cluster, ranked.tokens_per_second)
 
 
 def render(answer: Answer, *, width: int) -> RenderableType:
@@ -58,18 +66,22 @@ def render(answer: Answer, *, width: int) -> RenderableType:
         Text(),
     ]
     if answer.ranked:
-        parts += [_table(answer.ranked), Text()]
+        parts += [_table(answer, answer.ranked), Text()]
+        parts += [Text("no other is faster and leaves more room:"), _table(answer, answer.front)]
+        parts.append(Text())
     parts += [Text(f"{count:>7,} do not fit: {why}") for why, count in answer.misfits.items()]
     return Group(*parts)
 
 
-def _table(ranked: Iterable[Ranked]) -> Table:
+def _table(answer: Answer, ranked: Sequence[Ranked]) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for name in (*_AXES, "zero", "batch", "recompute", "offload"):
         table.add_column(name, justify="right")
-    for name in ("s/step", "tokens/s", "peak GiB", "free GiB"):
+    costs = [_cost(answer, each) for each in ranked]
+    told = () if None in costs else ("days", "device-hours", "price")
+    for name in ("s/step", "tokens/s", "peak GiB", "free GiB", *told):
         table.add_column(name, justify="right", no_wrap=True)
-    for each in ranked:
+    for each, cost in zip(ranked, costs, strict=True):
         held = each.held
         table.add_row(
             *_choice(held.candidate),
@@ -77,8 +89,17 @@ def _table(ranked: Iterable[Ranked]) -> Table:
             f"{each.tokens_per_second:,.0f}",
             show_gib(held.allocated_bytes, 1),
             show_gib(held.headroom_bytes, 1),
+            *_money(cost),
         )
     return table
+
+
+def _money(cost: Cost | None) -> tuple[str, ...]:
+    if cost is None:
+        return ()
+    days = cost.seconds / SECONDS_PER_HOUR / 24
+    price = "" if cost.price is None else f"{cost.price:,.0f}"
+    return f"{days:,.1f}", f"{cost.device_hours:,.0f}", price
 
 
 _AXES = ("dp", "tp", "pp", "ep", "sp")

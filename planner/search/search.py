@@ -1,6 +1,6 @@
 """The search: every legal layout, those that fit by speed, the others by what they lack."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -40,6 +40,8 @@ class Answer:
     """Of each row of the table."""
     ranked: tuple[Ranked, ...]
     """The best of those that fit, best first."""
+    front: tuple[Ranked, ...]
+    """Those that no other beats in speed and in headroom both, the fastest first."""
     misfits: Mapping[str, int]
     """How many do not fit for each reason, most frequent first."""
     seconds: float
@@ -68,7 +70,7 @@ def search(spec: Spec, *, top: int, clock: Clock) -> Answer:
 
     Raises:
         RefusedError: the engine refuses whatever the file leaves open, with its reasons; or it is
-            not DeepSpeed.
+            another one than DeepSpeed.
         LayoutError: no degrees multiply to the number of devices.
 
     """
@@ -78,16 +80,19 @@ def search(spec: Spec, *, top: int, clock: Clock) -> Answer:
     table = make_table(spec, model, _something(spec, make_space(spec, model)))
     seconds = step_seconds(spec, model, table)
     speeds = step_tokens(spec, table) / seconds
-    ranked = []
-    for row in _best_first(table, speeds)[:top]:
+
+    def walked(row: int) -> Ranked:
         held = hold(spec, model, table.candidate(row))
-        ranked.append(Ranked(held, float(seconds[row]), float(speeds[row])))
+        return Ranked(held, float(seconds[row]), float(speeds[row]))
+
+    order = _best_first(table, speeds)
     return Answer(
         spec=spec,
         model=model,
         table=table,
         seconds_of_step=seconds,
-        ranked=tuple(ranked),
+        ranked=tuple(map(walked, order[:top])),
+        front=tuple(map(walked, _front(table, order)[:top])),
         misfits=count_misfits(table),
         seconds=clock() - start,
     )
@@ -98,6 +103,13 @@ def _best_first(table: Table, speeds: Floats) -> list[int]:
     rows = np.flatnonzero(table.fits)
     order = np.lexsort((table.allocated_bytes[rows], -speeds[rows]))
     return [int(row) for row in rows[order]]
+
+
+def _front(table: Table, order: Sequence[int]) -> list[int]:
+    """Of rows by speed, each that leaves more room than all that are faster."""
+    room = (table.most_bytes - table.allocated_bytes)[list(order)]
+    before = np.maximum.accumulate(np.concatenate([[-1], room]))[:-1]
+    return [row for row, more in zip(order, room > before, strict=True) if more]
 
 
 def _something(spec: Spec, space: Space) -> Space:

@@ -65,13 +65,6 @@ def test_where_nothing_is_legal_the_reasons_are_told():
         found(searched(search={"pp": 2, "zero_stage": 3}))
 
 
-def test_another_engine_is_not_searched():
-    spec = searched()
-    spec = replace(spec, framework=replace(spec.framework, engine="megatron"))
-    with pytest.raises(RefusedError, match=r"engine: megatron, but .* one by one"):
-        found(spec)
-
-
 def test_where_nothing_divides_it_is_told():
     with pytest.raises(LayoutError, match=r"search: no degrees .* multiply to 8 devices"):
         found(searched(search={"pp": 3}))
@@ -87,3 +80,23 @@ def test_the_document_says_what_was_found():
         "dp", "tp", "pp", "ep", "sp", "zero_stage", "micro_batch_size", "recompute", "offload",
     }  # fmt: skip
     assert {"phase", "allocated_bytes", "reserved_bytes", "device_bytes"} <= set(first["peak"])
+
+
+def test_of_the_front_none_is_beaten():
+    answer = found(searched(devices=4, search={**FEW, "zero_stage": [0, 1, 2]}))
+    sides = [(each.tokens_per_second, each.held.headroom_bytes) for each in answer.ranked]
+    for each in answer.front:
+        own = (each.tokens_per_second, each.held.headroom_bytes)
+        better = [s for s in sides if s[0] >= own[0] and s[1] > own[1] + 2**26]
+        assert not better
+    assert answer.front[0].held.candidate == answer.best
+
+
+def test_a_training_costs_what_its_tokens_take():
+    budget = {"tokens": 3_600_000, "price_per_device_hour": 2.5}
+    spec = searched(devices=4, search={**FEW, **budget, "zero_stage": 1, "pp": 1})
+    told = document(found(spec))["layouts"][0]
+    hours = 3_600_000 / told["tokens_per_second"] * 4 / 3600
+    assert told["training"]["device_hours"] == pytest.approx(hours)
+    assert told["training"]["price"] == pytest.approx(2.5 * hours)
+    assert "training" not in document(found(searched(devices=4, search=FEW)))["layouts"][0]
