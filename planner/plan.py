@@ -22,7 +22,6 @@ from planner.memory.beyond import Beyond, beyond
 from planner.model.description import Model
 from planner.model.load import load_model
 from planner.model.tuning import with_adapters
-from planner.plan_alike import only, plan_alike
 from planner.planned import Plan, RankPlan, layer_names, told
 from planner.spec.load import Spec
 
@@ -40,7 +39,7 @@ def make_plan(
 
     """
     if spec.framework.engine != "deepspeed":
-        return plan_alike(spec, named_model(spec) if model is None else model)
+        return _plan_alike(spec, named_model(spec) if model is None else model)
     run = replace(_run(spec, model), booked=booked)
     cut = (run.model, run.layout, run.training, run.deepspeed)
     ranks = [
@@ -61,13 +60,19 @@ def plan_rank(spec: Spec, rank: int) -> Plan:
             f"--rank {rank}: the layout has ranks 0 to {layout.num_devices - 1}; choose one of them"
         )
     if spec.framework.engine != "deepspeed":
-        return only(plan_alike(spec, named_model(spec)), rank)
+        return _plan_alike(spec, named_model(spec)).of_rank(rank)
     run = _run(spec, None)
     place = coordinates(rank, layout)
     stage = stages(run.model, layout, run.training, run.deepspeed, place.tp)[place.pp]
     index = partition_index(rank, layout, expert_grouping(layout, run.training))
     own = _rank_plan(run, stage, run_stage(run, stage), (rank,), index)
     return _plan(spec, run, [own])
+
+
+def _plan_alike(spec: Spec, model: Model) -> Plan:
+    from planner.plan_alike import plan_alike  # noqa: PLC0415 - most plans are DeepSpeed's
+
+    return plan_alike(spec, model)
 
 
 def notes_of_passes(spec: Spec, rank: int, model: Model) -> tuple[Note, ...]:

@@ -1,7 +1,5 @@
 """The plan of a file whose engine lets all ranks of a pipeline stage hold the same."""
 
-from dataclasses import replace
-
 from planner.engines.alike import held_stages, paged_states, plan_stage
 from planner.engines.deepspeed.communicators import num_all_to_all_peers, num_communicators
 from planner.engines.deepspeed.limits import limits
@@ -44,13 +42,6 @@ def plan_alike(spec: Spec, model: Model) -> Plan:
         assumptions=(_WITNESS[spec.framework.engine], *ranks[0].beyond.assumptions),
         warnings=spec.warnings,
     )
-
-
-def only(plan: Plan, rank: int) -> Plan:
-    """The plan of one rank, which is like all of its stage."""
-    held = next(each for each in plan.ranks if rank in each.ranks)
-    place = coordinates(rank, plan.spec.fixed_layout)._asdict()
-    return replace(plan, ranks=(replace(held, rank=rank, ranks=(rank,), coordinates=place),))
 
 
 def _rank_plan(spec: Spec, model: Model, stage: Stage) -> RankPlan:

@@ -1,12 +1,13 @@
 """What a plan says: the ranks that differ, what each holds over a step, and whether it fits."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal
 
 from planner.engines.deepspeed.notes import Note
 from planner.engines.deepspeed.refusal import Refusal
+from planner.layout.ranks import coordinates
 from planner.layout.stage import Stage
 from planner.memory.beyond import Beyond
 from planner.memory.timeline import PhasePeak
@@ -82,6 +83,12 @@ class Plan:
             if held is None or _need(rank) > _need(held):
                 worst[rank.stage] = rank
         return tuple(worst[stage] for stage in sorted(worst))
+
+    def of_rank(self, rank: int) -> "Plan":
+        """The plan of one of these ranks alone."""
+        held = next(each for each in self.ranks if rank in each.ranks)
+        place = coordinates(rank, self.spec.fixed_layout)._asdict()
+        return replace(self, ranks=(replace(held, rank=rank, ranks=(rank,), coordinates=place),))
 
     @property
     def capacity_bytes(self) -> int:
