@@ -12,11 +12,10 @@ from planner.engines.deepspeed.notes import Note
 from planner.engines.deepspeed.pass_notes import pass_notes
 from planner.engines.deepspeed.refusal import Case, Refusal
 from planner.engines.deepspeed.refusals import refusals
-from planner.engines.deepspeed.stage import Run, StageRun, checkpoints, run_stage
+from planner.engines.deepspeed.stage import Run, StageRun, run_stage
 from planner.errors import LayoutError, ModelError, RefusedError
 from planner.layout.cut import expert_grouping, stages, tp_ranks_alike
 from planner.layout.ranks import PartitionIndex, coordinates, partition_index
-from planner.layout.schedule import in_flight
 from planner.layout.stage import Stage
 from planner.memory.beyond import Beyond, beyond
 from planner.model.description import Model
@@ -176,7 +175,7 @@ def _rank_plan(
         local_parameters=stage.num_parameters,
         phases=phases,
         beyond=beyond_of(run, max(phase.peak_bytes for phase in phases)),
-        host=done.strategy.host_bytes(place.dense) | _checkpoints_on_host(run, stage),
+        host=done.host_bytes(place.dense),
         notes=done.strategy.notes(),
     )
 
@@ -189,13 +188,6 @@ def beyond_of(run: Run, allocated_bytes: int) -> Beyond:
         num_groups=num_communicators(run.layout),
         all_to_all_peers=num_all_to_all_peers(run.layout, run.devices_per_node),
     )
-
-
-def _checkpoints_on_host(run: Run, stage: Stage) -> dict[str, int]:
-    size = checkpoints(run, stage).host_bytes(
-        in_flight(stage.index, stage.num_stages, run.micro_steps)
-    )
-    return {"activation_checkpoints": size} if size else {}
 
 
 def _code_assumptions(run: Run) -> tuple[str, ...]:

@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.activations.tape import LayerTape, Mark, Segment
+from planner.engines.deepspeed.boundary import boundary
+from planner.engines.deepspeed.entry import Entry
 from planner.engines.deepspeed.exchange import META_BYTES
 from planner.engines.deepspeed.pipeline import PipelineWalk, pipeline_walk
 from planner.engines.deepspeed.walk import Handles
@@ -79,7 +81,9 @@ def make_walk(index: int, num_stages: int, micro_steps: int, **layout: int) -> P
     setup = replace(setup, training=training, parameters=(parameter,), layout=changed)
     only = tape(first=index == 0, last=index == num_stages - 1, kept=changed.tp > 1)
     strategy, handles = zero12(setup), Handles()
-    return pipeline_walk(stage, [only], strategy, setup, boundary_bytes=BOUNDARY, handles=handles)
+    sent = boundary(setup.layout, setup.deepspeed, BOUNDARY)
+    entry = Entry(stage=stage, setup=setup, boundary=sent)
+    return pipeline_walk(entry, [only], strategy, handles)
 
 
 def fold(timeline: Timeline) -> dict[str, PhasePeak]:

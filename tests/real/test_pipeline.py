@@ -9,9 +9,12 @@ import pytest
 pytest.importorskip("deepspeed")
 
 from planner.engines.deepspeed.bf16_optimizer import bf16_optimizer, uses_bf16_optimizer
+from planner.engines.deepspeed.boundary import boundary
+from planner.engines.deepspeed.entry import Entry
 from planner.engines.deepspeed.pipeline import pipeline_walk
 from planner.engines.deepspeed.strategy import Setup
 from planner.engines.deepspeed.unpartitioned import unpartitioned
+from planner.engines.deepspeed.walk import Handles
 from planner.engines.deepspeed.zero12 import zero12
 from planner.layout.partition import partition_uniform
 from planner.layout.schedule import instructions
@@ -116,7 +119,9 @@ def predict(case: dict[str, Any], index: int) -> Timeline:
     timeline.phase("init")
     strategy.initialise(timeline)
     size = BATCH * LENGTH * HIDDEN * (4 if case["precision"] == "fp32" else 2)
-    walk = pipeline_walk(stage, tapes, strategy, setup, boundary_bytes=size)
+    sent = boundary(setup.layout, setup.deepspeed, size)
+    entry = Entry(stage=stage, setup=setup, boundary=sent)
+    walk = pipeline_walk(entry, tapes, strategy, Handles())
     for step in range(2):
         for number, instruction in enumerate(instructions(index, case["pp"], case["micro_steps"])):
             timeline.phase(f"{step}.{number}.{instruction.action}")

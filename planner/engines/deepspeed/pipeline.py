@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from planner.activations.tape import LayerTape
-from planner.engines.deepspeed.boundary import Boundary, boundary
+from planner.engines.deepspeed.boundary import Boundary
 from planner.engines.deepspeed.entry import Entry
 from planner.engines.deepspeed.exchange import Exchange, Slot, gather_input, keep_output, take_over
-from planner.engines.deepspeed.strategy import Setup, Strategy
+from planner.engines.deepspeed.strategy import Strategy
 from planner.engines.deepspeed.walk import Handles, Pass, backward, forward, passes
 from planner.engines.elements import TOKEN_BYTES
 from planner.layout.schedule import (
@@ -21,7 +21,6 @@ from planner.layout.schedule import (
     num_pipe_buffers,
     sufficient_micro_batches,
 )
-from planner.layout.stage import Stage
 from planner.memory.terms import Term
 from planner.memory.timeline import Timeline
 
@@ -182,30 +181,20 @@ class PipelineWalk:
 
 
 def pipeline_walk(
-    stage: Stage,
-    tapes: Sequence[LayerTape],
-    strategy: Strategy,
-    setup: Setup,
-    *,
-    boundary_bytes: int,
-    handles: Handles,
+    entry: Entry, tapes: Sequence[LayerTape], strategy: Strategy, handles: Handles
 ) -> PipelineWalk:
     """A stage before its first step; ``strategy`` has been initialised.
 
     Args:
-        stage: one of at least two.
+        entry: of a stage that is one of at least two.
         tapes: of its layers; the head's holds its logits, any other last one is told that the
             gradient of its output is kept.
-        strategy: what DeepSpeed does to parameters and gradients.
-        setup: the same that the strategy was built from.
-        boundary_bytes: hidden states of a micro-batch, as one stage sends them to the next.
+        strategy: what DeepSpeed does to parameters and gradients, built from the entry's setup.
         handles: of cuBLAS.
 
     """
-    training = setup.training
+    stage, setup, training = entry.stage, entry.setup, entry.setup.training
     token_bytes = TOKEN_BYTES * training.micro_batch_size * training.sequence_length
-    exchanged = boundary(setup.layout, setup.deepspeed, boundary_bytes)
-    entry = Entry(stage=stage, setup=setup, boundary=exchanged)
     buffers = num_pipe_buffers(stage.index, stage.num_stages, setup.micro_steps)
     return PipelineWalk(
         layers=passes(stage, (entry.first_tape(tapes[0], token_bytes), *tapes[1:])),
@@ -214,7 +203,7 @@ def pipeline_walk(
         num_stages=stage.num_stages,
         micro_steps=setup.micro_steps,
         exchange=Exchange(
-            boundary=exchanged,
+            boundary=entry.boundary,
             token_bytes=token_bytes,
             is_first=stage.index == 0,
             is_last=stage.index == stage.num_stages - 1,

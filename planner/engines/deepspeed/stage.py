@@ -19,6 +19,7 @@ from planner.engines.deepspeed.zero3 import zero_three
 from planner.engines.deepspeed.zero3_modules import leaf_modules, viewed_parameters
 from planner.engines.elements import SIZES, token_bytes
 from planner.layout.cut import registered_parameters
+from planner.layout.schedule import in_flight
 from planner.layout.stage import Stage
 from planner.memory.timeline import Timeline
 from planner.model.description import Model
@@ -54,11 +55,22 @@ class StageRun(NamedTuple):
 
     timeline: Timeline
     strategy: Strategy
+    checkpoints_bytes: int
+    """Of activation checkpoints on the host."""
+
+    def host_bytes(self, index: int) -> dict[str, int]:
+        """What the host keeps for the rank at an index of the dense ZeRO group, by name."""
+        size = self.checkpoints_bytes
+        checkpoints = {"activation_checkpoints": size} if size else {}
+        return self.strategy.host_bytes(index) | checkpoints
 
 
 def run_stage(run: Run, stage: Stage) -> StageRun:
     """Initialise, take the first step, then one as all later ones: ``init``, ``first_*``, rest."""
     setup = setup_of(run, stage)
+    edge = boundary(run.layout, run.deepspeed, _hidden_bytes(run))
+    entry = Entry(stage=stage, setup=setup, boundary=edge)
+    checkpoints = _checkpoints(run, stage)
     strategy = _strategy(setup, run)
     tapes = stage_tapes(
         tuple(layer.placed.layer for layer in stage.layers),
@@ -70,16 +82,17 @@ def run_stage(run: Run, stage: Stage) -> StageRun:
         in_place=False if run.booked else None,
         modules=run.layout.partitions_weights,
         gradient_kept=stage.index < stage.num_stages - 1,
-        input_kept=_entry(run, stage, setup).is_kept,
+        input_kept=entry.is_kept,
     )
-    tapes = arranged(tapes, stage, checkpoints(run, stage))
+    tapes = arranged(tapes, stage, checkpoints)
     timeline = Timeline()
     timeline.phase("init")
     strategy.initialise(timeline)
-    walk = _walk(run, stage, tapes, strategy, setup)
+    walk = _walk(run, entry, tapes, strategy)
     walk.walk(timeline, "first_")
     walk.walk(timeline)
-    return StageRun(timeline, strategy)
+    waiting = in_flight(stage.index, stage.num_stages, run.micro_steps)
+    return StageRun(timeline, strategy, checkpoints.host_bytes(waiting))
 
 
 def _as_run(run: Run) -> Training:
@@ -87,7 +100,7 @@ def _as_run(run: Run) -> Training:
     return replace(run.training, keep_logits=True) if run.layout.pp > 1 else run.training
 
 
-def checkpoints(run: Run, stage: Stage) -> Checkpoints:
+def _checkpoints(run: Run, stage: Stage) -> Checkpoints:
     """The activation checkpoints of a stage, if its blocks are recomputed by DeepSpeed."""
     layers = [layer.placed.layer for layer in stage.layers]
     made = chunks(layers, run.training, run.layout, run.deepspeed)
@@ -107,14 +120,6 @@ def _hidden_bytes(run: Run) -> int:
     ranks = layout.sp * (layout.tp if training.sequence_parallel else 1)
     tokens = training.micro_batch_size * training.sequence_length // ranks
     return tokens * run.model.hidden_size * SIZES[training.precision]
-
-
-def _entry(run: Run, stage: Stage, setup: Setup) -> Entry:
-    return Entry(
-        stage=stage,
-        setup=setup,
-        boundary=boundary(run.layout, run.deepspeed, _hidden_bytes(run)),
-    )
 
 
 def setup_of(run: Run, stage: Stage) -> Setup:
@@ -140,25 +145,14 @@ def _strategy(setup: Setup, run: Run) -> Strategy:
 
 
 def _walk(
-    run: Run,
-    stage: Stage,
-    tapes: Sequence[LayerTape],
-    strategy: Strategy,
-    setup: Setup,
+    run: Run, entry: Entry, tapes: Sequence[LayerTape], strategy: Strategy
 ) -> StepWalk | PipelineWalk:
     tokens = run.training.micro_batch_size * run.training.sequence_length // run.layout.sp
     handles = Handles(workspace_bytes=handle_workspace_bytes(run.device))
-    if stage.num_stages > 1:
-        return pipeline_walk(
-            stage,
-            tapes,
-            strategy,
-            setup,
-            boundary_bytes=_hidden_bytes(run),
-            handles=handles,
-        )
+    if entry.stage.num_stages > 1:
+        return pipeline_walk(entry, tapes, strategy, handles)
     return StepWalk(
-        layers=passes(stage, tapes),
+        layers=passes(entry.stage, tapes),
         strategy=strategy,
         micro_steps=run.micro_steps,
         batch_bytes=token_bytes(run.layout.sp) * tokens,
