@@ -235,7 +235,7 @@ def compare(
 
 @commands.add("rehearse")
 def rehearse(
-    file: File,
+    files: Annotated[list[Path], Told("The YAML files, each model, cluster, training, layout.")],
     ranks: Annotated[
         str, Told("worst, ends (of the pipeline), all that differ, or 0,17.")
     ] = "worst",
@@ -245,17 +245,27 @@ def rehearse(
         Path | None, Told("For pytorch.org/memory_viz: a pickle, or JSON if it ends in .json.")
     ] = None,
     figure: Annotated[Path | None, Told("A picture of it, .svg or .png; needs matplotlib.")] = None,
+    out: Annotated[
+        Path | None, Told("JSON lines, one a file; what is there already is not done again.")
+    ] = None,
+    jobs: Annotated[int, Told("Files at once; default: as many as there are cores.", least=0)] = 0,
     as_json: AsJson = False,
 ) -> None:
     """The real engine as some ranks of the layout, without memory; exit code 1 if it differs."""
     from tempfile import mkdtemp
+
+    if len(files) > 1 or out is not None:
+        alone = {"--trace": trace, "--figure": figure, "--allocator": allocator}
+        _refuse_with_many([option for option, value in alone.items() if value])
+        _rehearse_many(files, ranks, steps=steps, out=out, jobs=jobs, as_json=as_json)
+        return
 
     from planner.memory.allocator.settings import read_settings
     from planner.rehearse.run import document, rehearse
     from planner.report.rehearsal import draw_timelines, render
     from planner.spec.load import load
 
-    spec = load(file)
+    spec = load(files[0])
     logs = Path(mkdtemp(prefix="planner-rehearsal-"))
     drawn = None if figure is None else logs / "drawn.json"
     with _progress() as progress:
@@ -277,6 +287,35 @@ def rehearse(
     if made.failed:
         raise SystemExit(BAD_INPUT)
     if not made.agrees:
+        raise SystemExit(DOES_NOT_FIT)
+
+
+def _refuse_with_many(options: list[str]) -> None:
+    from planner.errors import LaunchError
+
+    if options:
+        raise LaunchError(f"{options[0]}: is for one file without --out; leave it out")
+
+
+def _rehearse_many(
+    files: list[Path], ranks: str, *, steps: int, out: Path | None, jobs: int, as_json: bool
+) -> None:
+    from planner.rehearse.many import Store, agrees, rehearse_files
+    from planner.report.rehearsals import render
+
+    store = Store(out or Path("rehearsals.jsonl"))
+    records = []
+    with _progress():
+        for record in rehearse_files(files, ranks, steps=steps, store=store, jobs=jobs):
+            records.append(record)
+            sys.stderr.write(f"{len(records)} of {len(files)}: {record['name']}\n")
+    if as_json:
+        _print_json({"schema": "planner.rehearsals/1", "rehearsals": records})
+    else:
+        _print(render, records)
+    if any(record["document"] is None or record["document"]["failures"] for record in records):
+        raise SystemExit(BAD_INPUT)
+    if not all(agrees(record) for record in records):
         raise SystemExit(DOES_NOT_FIT)
 
 

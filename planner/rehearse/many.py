@@ -2,19 +2,21 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 from planner.errors import PlannerError
-from planner.rehearse.run import Rehearsal, document
+from planner.rehearse.run import Rehearsal, document, rehearse
 from planner.spec.dump import dump
-from planner.spec.load import Spec
+from planner.spec.load import Spec, load
 from planner.validate.compare import phase_name
 from planner.validate.job import RankResult, Reading, as_document
+from planner.validate.validate import TOLERANCE
 
 Rehearse = Callable[[str, Spec], Rehearsal]
 """Of one layout, by its name."""
@@ -51,7 +53,7 @@ class Store:
 
 
 def rehearse_many(
-    specs: Iterable[tuple[str, Spec]], which: str, *, store: Store, jobs: int, rehearse: Rehearse
+    specs: Iterable[tuple[str, Spec]], which: str, *, store: Store, jobs: int, one: Rehearse
 ) -> Iterator[dict[str, Any]]:
     """Yield the record of every layout, those of earlier runs first, the others as they end.
 
@@ -63,8 +65,7 @@ def rehearse_many(
     left = {key: each for key, each in wanted.items() if key not in known}
     with ThreadPoolExecutor(max_workers=jobs) as pool:
         futures = {
-            pool.submit(_record, key, name, spec, rehearse): key
-            for key, (name, spec) in left.items()
+            pool.submit(_record, key, name, spec, one): key for key, (name, spec) in left.items()
         }
         try:
             for future in as_completed(futures):
@@ -75,6 +76,31 @@ def rehearse_many(
             pool.shutdown(cancel_futures=True)
 
 
+def rehearse_files(
+    files: Sequence[Path], which: str, *, steps: int, store: Store, jobs: int
+) -> Iterator[dict[str, Any]]:
+    """The same of files, ``jobs`` or as many as this machine has cores at once."""
+    logs = Path(mkdtemp(prefix="planner-rehearsals-"))
+
+    def one(name: str, spec: Spec) -> Rehearsal:
+        own = logs / sha256(name.encode()).hexdigest()[:16]
+        own.mkdir()
+        return rehearse(spec, which, steps=steps, logs=own, progress=lambda *_: None, at_once=1)
+
+    specs = [(str(file), load(file)) for file in files]
+    yield from rehearse_many(specs, which, store=store, jobs=jobs or os.cpu_count() or 1, one=one)
+
+
+def agrees(record: Mapping[str, Any]) -> bool:
+    """Every point of a record is within the tolerance."""
+    return all(
+        abs(point["predicted_bytes"] - point["measured_bytes"])
+        <= TOLERANCE * point["measured_bytes"]
+        for point in record["document"]["points"]
+        if point["quantity"] in {"allocated", "peak_allocated"}
+    )
+
+
 def key_of(spec: Spec, which: str) -> str:
     """What a record is found by: a digest of all that it depends on."""
     named = isinstance(spec.model, str) and (spec.folder / spec.model).exists()
@@ -82,13 +108,13 @@ def key_of(spec: Spec, which: str) -> str:
     return sha256(f"{where}\n{dump(spec)}\n{which}".encode()).hexdigest()[:16]
 
 
-def _record(key: str, name: str, spec: Spec, rehearse: Rehearse) -> dict[str, Any]:
+def _record(key: str, name: str, spec: Spec, one: Rehearse) -> dict[str, Any]:
     try:
-        made = rehearse(name, spec)
+        made = one(name, spec)
     except PlannerError as error:
-        return {"key": key, "name": name, "error": str(error)}
+        return {"key": key, "name": name, "error": str(error), "document": None, "ranks": []}
     ranks = [as_document(telling(result)) for result in made.results]
-    return {"key": key, "name": name, "document": document(made), "ranks": ranks}
+    return {"key": key, "name": name, "error": None, "document": document(made), "ranks": ranks}
 
 
 def telling(result: RankResult) -> RankResult:

@@ -107,8 +107,9 @@ def rehearse(
     progress: Progress,
     settings: Settings = DEFAULTS,
     traces: Sequence[Path] = (),
+    at_once: int = 0,
 ) -> Rehearsal:
-    """Rehearse the chosen ranks, as many at once as this machine has cores.
+    """Rehearse the chosen ranks, ``at_once`` or as many as this machine has cores.
 
     ``settings`` are those of PyTorch's allocator, ``traces`` are where what it did goes.
     """
@@ -128,7 +129,7 @@ def rehearse(
     allocator = modelled(plan, settings, snapshots=traces, many=len(chosen) > 1)
     run_rank = partial(rehearse_rank, modelled=allocator)
     results: list[RankResult] = []
-    for ranks in _portions(chosen, os.cpu_count() or 1):
+    for ranks in _portions(chosen, at_once or os.cpu_count() or 1):
         launcher = LocalLauncher(run_rank=run_rank, logs=logs, ranks=ranks)
         results.extend(launcher.run(job, progress=progress))
     return Rehearsal(
