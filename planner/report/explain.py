@@ -1,5 +1,6 @@
-"""An explanation as a JSON document and as two tables: what is alive, what would change it."""
+"""An explanation as a JSON document and as tables: what is alive, what would change it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -9,6 +10,9 @@ from rich.text import Text
 from planner.explain import Alive, Explanation, Turned
 from planner.report.plan import heading
 from planner.units import GIB, show_gib
+
+NARROW = 110
+"""Below it long keys take two lines."""
 
 
 def document(explanation: Explanation) -> dict[str, Any]:
@@ -46,8 +50,7 @@ def _turned(turned: Turned) -> dict[str, Any]:
 
 
 def render(explanation: Explanation, *, width: int) -> RenderableType:
-    """Heading, terms with formula and source, knobs with what they would change."""
-    del width
+    """Heading, terms with formula and source, knobs with what they would change or why not."""
     rank = explanation.rank
     return Group(
         Text(heading(explanation.plan)),
@@ -59,7 +62,8 @@ def render(explanation: Explanation, *, width: int) -> RenderableType:
         _alive_table(explanation),
         Text(),
         Text("What each knob would change on the worst rank, in GiB:"),
-        _knob_table(explanation),
+        _knob_table([knob for knob in explanation.knobs if not knob.refusal], width=width),
+        *_refused([knob for knob in explanation.knobs if knob.refusal]),
     )
 
 
@@ -74,24 +78,37 @@ def _alive_table(explanation: Explanation) -> Table:
     return table
 
 
-def _knob_table(explanation: Explanation) -> Table:
+def _knob_table(knobs: Sequence[Turned], *, width: int) -> Table:
     table = _table()
-    table.add_column("knob", overflow="fold")
+    table.add_column("knob", no_wrap=True)
     for name in ("allocated", "device", "host"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("at what price", overflow="fold")
-    for turned in explanation.knobs:
-        if turned.refusal:
-            table.add_row(turned.knob.change, "", "", "", f"refused: {turned.refusal}")
-            continue
+    table.add_column("at what price")
+    for turned in knobs:
         table.add_row(
-            turned.knob.change,
+            _on_two_lines(turned.knob.change) if width < NARROW else turned.knob.change,
             _signed(turned.allocated_change_bytes),
             _signed(turned.device_change_bytes),
             _signed(turned.host_change_bytes),
             turned.knob.price,
         )
     return table
+
+
+def _on_two_lines(change: str) -> str:
+    """A key below its section, since no key is to be cut in two."""
+    return change.replace("zero_optimization.", "zero_optimization.\n  ")
+
+
+def _refused(knobs: Sequence[Turned]) -> list[RenderableType]:
+    if not knobs:
+        return []
+    table = _table()
+    table.add_column("refused", no_wrap=True)
+    table.add_column("why", overflow="fold")
+    for turned in knobs:
+        table.add_row(turned.knob.change, turned.refusal)
+    return [Text(), table]
 
 
 def _signed(size: int) -> str:

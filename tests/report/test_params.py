@@ -104,6 +104,12 @@ def test_the_catalogue_as_a_table(width: int) -> None:
         assert name in text
 
 
+def test_names_of_the_catalogue_are_whole_in_80_columns() -> None:
+    text = drawn(models.render(width=80), 80)
+    for row in models.document()["models"]:
+        assert all(name in text for name in (row["name"], *row["aliases"]))
+
+
 def test_the_catalogue_as_a_document() -> None:
     document = json.loads(json.dumps(models.document()))
     rows = {row["name"]: row for row in document["models"]}
