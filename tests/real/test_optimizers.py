@@ -11,6 +11,15 @@ pytestmark = pytest.mark.real
 SCALARS_BYTES = 160
 """A step of an fp32 model has some more of them: a norm for each parameter."""
 SMALL = LLAMA | {"num_hidden_layers": 1}
+GPT2 = {
+    "model_type": "gpt2",
+    "n_embd": 64,
+    "n_layer": 2,
+    "n_head": 4,
+    "vocab_size": 512,
+    "n_positions": 128,
+}
+"""Its embeddings, wte and wpe, have names that Muon takes for a matrix's."""
 NARROW = LLAMA | {"num_hidden_layers": 2, "vocab_size": 64}
 """So few words that the exchange of matrices is the highest point of Muon's step."""
 
@@ -56,6 +65,9 @@ CASES = {
         precision="fp32",
         deepspeed=gathered(60_000),
         **FUSED,
+    ),
+    "muon of words, ZeRO-2": case(
+        "muon", zero=2, model=GPT2, implementation="hf", dropout=False, **FUSED
     ),
     "lion": case("lion"),
     "lion, ZeRO-3": case("lion", zero=3),

@@ -19,6 +19,7 @@ from planner.layout.ranks import coordinates
 from planner.model.description import Moe
 from planner.model.load import load_model, read_configuration
 from planner.spec.load import Spec
+from planner.spec.training import Training
 from planner.validate.train import Phase
 from planner.validate.train.loop import Loop
 from planner.validate.train.optimizer import parameter_groups, start
@@ -56,7 +57,9 @@ class HuggingFace:
         kind = _model_class(config, self.spec)  # zero.Init spoils classes that are made under it
         with _initialiser(self.spec, keys):
             model = kind.from_config(
-                config, dtype=dtype_of(self.spec), attn_implementation=training.attention
+                config,
+                dtype=dtype_of(self.spec),
+                attn_implementation=_attention(kind, config, training),
             )
         if self.spec.fixed_layout.partitions_weights:
             _fill(model)
@@ -142,11 +145,22 @@ def _initialiser(spec: Spec, keys: dict[str, Any]) -> AbstractContextManager[Any
     return partitioning
 
 
+def _attention(kind: Any, config: Any, training: Training) -> str:
+    """Eager where the model's code has nothing else, which transformers leaves to the caller."""
+    if training.attention == "sdpa" and not kind._model_mapping[type(config)]._supports_sdpa:
+        return "eager"
+    return training.attention
+
+
 def _model_class(config: Any, spec: Spec) -> Any:
-    """The automatic class for models of this kind, with the modules that it builds imported."""
+    """The automatic class for models of this kind, with the modules that it builds imported.
+
+    Of two, the one that makes the model that is described: BERT's is the masked one.
+    """
     kinds = (transformers.AutoModelForCausalLM, transformers.AutoModelForMaskedLM)
-    for kind in kinds:
-        if type(config) in kind._model_mapping:
-            assert kind._model_mapping[type(config)]  # imports it
-            return kind
-    raise LaunchError(f"{spec.at('model')}: {type(config).__name__} is no language model")
+    known = [kind for kind in kinds if type(config) in kind._model_mapping]
+    if not known:
+        raise LaunchError(f"{spec.at('model')}: {type(config).__name__} is no language model")
+    described = load_model(spec.model, folder=spec.folder).implementation
+    made = {kind._model_mapping[type(config)].__name__: kind for kind in reversed(known)}
+    return made.get(described, known[0])

@@ -117,6 +117,9 @@ def start(
     Muon is the engine's to make, since it tags what is a matrix (deepspeed/__init__.py:357).
     """
     if training.optimizer == "muon":
+        if _device_adam() is not FusedAdam:
+            # Under a ledger the compiler stumbles over the ledger's own books.
+            torch.compiler.set_stance("force_eager")
         own = replaced(deepspeed.ops.adam, FusedAdam=_device_adam())
         with own:
             return deepspeed.initialize(model=model, model_parameters=list(groups), **others)[0]
