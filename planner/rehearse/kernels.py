@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 Attention = Callable[..., Any]
 
@@ -70,3 +71,21 @@ def on_cpu(
     return aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
     )[0]
+
+
+SOFTMAX = functional.softmax
+
+
+def softmax_on_cuda(
+    input: Any,  # noqa: A002 - torch's name
+    dim: int | None = None,
+    _stacklevel: int = 3,
+    dtype: Any = None,
+) -> Any:
+    """CUDA reads fp16 and writes fp32 in one kernel; elsewhere, and of bf16, there is a copy.
+
+    Source: softmax in aten/src/ATen/native/SoftMax.cpp.
+    """
+    if input.dtype == torch.float16 and dtype == torch.float32 and dim is not None:
+        return aten._softmax(input, dim, half_to_float=True)
+    return SOFTMAX(input, dim, _stacklevel, dtype)

@@ -25,9 +25,11 @@ def rehearse_rank(
     tells the host's own memory as ``peak_resident_bytes``.
     """
     preload()
+    from torch.nn import functional
+
     from planner.rehearse.answers import without_bytes
     from planner.rehearse.device import accelerator
-    from planner.rehearse.kernels import attention_of
+    from planner.rehearse.kernels import attention_of, softmax_on_cuda
     from planner.rehearse.routing import stated_routing
     from planner.rehearse.shortcuts import shortcuts
 
@@ -42,6 +44,8 @@ def rehearse_rank(
         stack.enter_context(shortcuts())
         if architecture == "cpu":
             stack.enter_context(_copies_of_gloo())
+        else:
+            stack.enter_context(replaced(functional, softmax=softmax_on_cuda))
         stack.enter_context(stated_routing(spec.training.expert_imbalance))
         stack.enter_context(without_bytes(attention_of(architecture)))
         result = run_rank(job, place, tell, recorder=trace)

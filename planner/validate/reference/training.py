@@ -50,10 +50,10 @@ class Reference:
         setting = self._setting
         written = settings(self.spec, hidden_size=setting.model.hidden_size)
         layout = setting.layout
-        with _zero_init(written, layout):
+        grid = _grid(setting) if layout.pp == 1 and layout.tp > 1 else None
+        with _zero_init(written, layout, grid):
             model = self._model(setting)
         groups = _expert_groups(parameter_groups(model.parameters(), setting.training))
-        grid = _grid(setting) if layout.pp == 1 and layout.tp > 1 else None
         on_host = offloads_optimizer(self.spec)
         engine = start(model, groups, setting.training, on_host=on_host, config=written, mpu=grid)
         _configure_checkpoints(setting)
@@ -151,11 +151,17 @@ def _grid(setting: Setting) -> Any:
     return grid
 
 
-def _zero_init(written: dict[str, Any], layout: Layout) -> AbstractContextManager[Any]:
-    """ZeRO-3 partitions each parameter as it is made."""
+def _zero_init(written: dict[str, Any], layout: Layout, grid: Any) -> AbstractContextManager[Any]:
+    """ZeRO-3 partitions each parameter as it is made, over ranks that hold the same part of it.
+
+    Left alone it takes all ranks (runtime/zero/partition_parameters.py:1093 of 0.19.8).
+    """
     if not layout.partitions_weights:
         return nullcontext()
-    made: AbstractContextManager[Any] = deepspeed.zero.Init(config_dict_or_path=written)
+    made: AbstractContextManager[Any] = deepspeed.zero.Init(
+        data_parallel_group=None if grid is None else grid.get_data_parallel_group(),
+        config_dict_or_path=written,
+    )
     return made
 
 

@@ -53,6 +53,10 @@ class HuggingFace:
         """Make the model (under ZeRO-3 partitioned as it is made), the optimizer, the engine."""
         training = self.spec.training
         config = _configuration(self.spec)
+        if self.spec.fixed_layout.partitions_weights:
+            # To zero the padding's row fails where the matrix has been partitioned already
+            # (transformers 5.23, modeling_utils.py:2326).
+            config.get_text_config().pad_token_id = None
         keys = settings(self.spec, hidden_size=config.get_text_config().hidden_size)
         kind = _model_class(config, self.spec)  # zero.Init spoils classes that are made under it
         with _initialiser(self.spec, keys):
