@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from resource import RUSAGE_CHILDREN, getrusage
 
 from planner.model.description import Model
 from planner.model.load import load_model
@@ -86,8 +87,8 @@ def other_seconds(spec: Spec, model: Model) -> float:
 
 def children_seconds() -> float:
     """Processor time of the processes that were started and have ended."""
-    times = os.times()
-    return times.children_user + times.children_system
+    used = getrusage(RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def shell_seconds(*arguments: str) -> tuple[float, float]:
