@@ -7,7 +7,7 @@ worst of them.
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -242,6 +242,7 @@ def _partitioned(setup: Setup, content: Content) -> State:
     overlaps = bool(zero.overlap_comm) and setup.layout.pp == 1
     early = owned if overlaps and setup.layout.zero_stage == 1 else 0
     gradients = whole if setup.layout.zero_stage == 1 else 0
+    change = max(0, _reduction(setup, content, groups, held)) if gradients else 0
     return State(
         resident=weights + (buffer if offload else FP32_BYTES * sum(parts) + states),
         init_top=_init_top(setup, groups, whole=whole, buffer=buffer if offload else 0),
@@ -251,17 +252,7 @@ def _partitioned(setup: Setup, content: Content) -> State:
         buffers=bucket * (1 + overlaps) + early,
         owned=owned,
         hook_top=0,
-        reduce_top=max(
-            gradients,
-            max(
-                (
-                    gradients - size.model * flush.moved + flush.copy_bytes + flush.owned_bytes
-                    for flush in _reduction(setup, content, groups, held)
-                ),
-                default=0,
-            ),
-            owned,
-        )
+        reduce_top=max(gradients + change, owned)
         + bucket * (1 + (overlaps or setup.layout.pp > 1)),
         step_top=0 if offload else owned + _step(setup, groups, size),
         host_bytes=_on_host(setup, parts, held, size, buffer) if offload else 0,
@@ -306,40 +297,61 @@ def _on_host(setup: Setup, parts: Sequence[int], held: Ints, size: Sizes, buffer
     return (2 * FP32_BYTES + size.model) * sum(parts) + states + buffer + touched
 
 
-class Flush(NamedTuple):
-    """One bucket as it is reduced."""
+def _reduction(setup: Setup, content: Content, groups: Sequence[Group], held: Ints) -> int:
+    """How far stage 1's reduction goes above its gradients, in the optimizer's order.
 
-    moved: int
-    """Elements whose gradients are in a bucket or gone."""
-    copy_bytes: int
-    owned_bytes: int
-    """Of what has been reduced before, at the worst rank that has some."""
+    What is in a bucket has left its gradients; what has been reduced before is with its owners.
+    """
+    limit = setup.deepspeed.zero_optimization.reduce_bucket_size
+    if any(elements > limit for elements, _ in content.buckets):
+        return max(_one_by_one(setup, content, groups, held))
+    size, first, offload = sizes(setup), groups[0], offloads(setup)
+    elements, largest = np.asarray(content.buckets).T
+    reduced = np.cumsum(elements)
+    before = reduced - elements
+    several = (before // first.part != (reduced - 1) // first.part) | (
+        reduced > first.members.numel
+    )
+    cast = size.communication if size.converts else 0
+    copies = elements * (size.model * several * (setup.layout.zero_degree > 1) + cast)
+    if offload:
+        for check in _checks(setup, largest, first.part):
+            copies = np.maximum(copies, check)
+        return int((copies - size.model * reduced).max())
+    most = np.concatenate([[0], np.maximum.accumulate(held)])
+
+    def owned(numel: Ints) -> Ints:
+        ranks = -(-np.minimum(numel, first.members.numel) // first.part)
+        kept: Ints = size.model * most[ranks * first.scale]
+        return kept
+
+    tops = np.maximum(copies + owned(before), owned(reduced)) - size.model * reduced
+    return int(tops.max())
 
 
-def _reduction(
+def _one_by_one(
     setup: Setup, content: Content, groups: Sequence[Group], held: Ints
-) -> Iterator[Flush]:
-    """The buckets of stage 1's reduction, in the optimizer's order.
+) -> Iterator[int]:
+    """The same with gradients beyond a bucket's size.
 
-    Gradients beyond a bucket's size are given up by their owners at once, by others at the end.
+    Their owners give them up at once, others at the end.
     """
     element, offload = sizes(setup).model, offloads(setup)
     limit = setup.deepspeed.zero_optimization.reduce_bucket_size
     first, part = groups[0], max(group.part for group in groups)
-    kept = held.copy()
+    kept = held * (not offload)
     moved = reduced = 0
     for elements, largest in content.buckets:
         inside = reduced + elements <= first.members.numel
         oversized = elements > limit
         moved += 0 if oversized else elements
-        copy = copy_bytes(
-            setup, elements, first.part if inside else part, reduced if inside else None
-        )
+        own, start = (first.part, reduced) if inside else (part, None)
+        copy = copy_bytes(setup, elements, own, start)
         if offload:
-            copy = max(copy, *_checks(setup, largest, first.part))
+            copy = max(copy, *map(int, _checks(setup, largest, first.part)))
         before, reduced = reduced, reduced + elements
-        yield Flush(moved, copy, 0 if offload else element * _owned(kept, first, before))
-        yield Flush(moved, 0, 0 if offload else element * _owned(kept, first, reduced))
+        yield copy + element * (_owned(kept, first, before) - moved)
+        yield element * (_owned(kept, first, reduced) - moved)
         if oversized and inside:
             kept[_ranks(first, before, reduced)] -= elements
 
@@ -350,9 +362,9 @@ def _ranks(group: Group, start: int, stop: int) -> slice:
     return slice(start // group.part * group.scale, last * group.scale)
 
 
-def _checks(setup: Setup, largest: int, part: int) -> Iterator[int]:
+def _checks(setup: Setup, largest: Any, part: int) -> Iterator[Any]:
     """Of what goes to the host: norm of a slice, check of a parameter, clone of a large one."""
-    yield NORM_BYTES * min(largest, part)
+    yield NORM_BYTES * np.minimum(largest, part)
     yield offload_check_bytes(setup) * largest
     yield sizes(setup).model * largest
 
