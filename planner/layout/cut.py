@@ -12,7 +12,7 @@ from planner.layout.ranks import ExpertGrouping
 from planner.layout.stage import LocalLayer, LocalParameter, Stage
 from planner.layout.tensor import TensorCut, cut_style, local_numel, local_shape, tensor_cut
 from planner.model.description import Model, Parameter, Placed
-from planner.spec.deepspeed import DeepSpeed
+from planner.spec.deepspeed import DeepSpeed, Zero
 from planner.spec.layout import Layout
 from planner.spec.training import Training
 
@@ -48,7 +48,8 @@ def stages(
     """
     axes = Layout(dp=layout.ep, tp=layout.tp, pp=layout.pp, ep=layout.ep)
     plain = replace(training, micro_batch_size=1, global_batch_size=None, recompute="none")
-    return _stages(_Itself(model), axes, plain, deepspeed, tp_rank, told=told)
+    keys = replace(deepspeed, zero_optimization=Zero())
+    return _stages(_Itself(model), axes, plain, keys, tp_rank, told=told)
 
 
 class _Itself:
@@ -76,7 +77,7 @@ def _stages(
     *,
     told: tuple[range, ...],
 ) -> tuple[Stage, ...]:
-    """The same for any number of replicas, and however they are trained."""
+    """The same for any number of replicas, however they are trained and whatever ZeRO does."""
     model = own.model
     layers = _local_layers(model, layout, training, deepspeed, tp_rank)
     if layout.pp == 1:
