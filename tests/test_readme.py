@@ -1,5 +1,6 @@
-"""The README's map of the folders is the tree, and its links lead somewhere."""
+"""What the pages name is there: folders, links, the keys of a file."""
 
+import json
 import re
 from pathlib import Path
 
@@ -25,3 +26,20 @@ def test_links_lead_to_files():
     ]
     assert links, "there should be some links"
     assert [(p.name, t) for p, t in links if not (p.parent / t).exists()] == []
+
+
+def test_the_page_on_the_file_names_every_key_of_its_sections():
+    page = (ROOT / "docs" / "file.md").read_text()
+    known = json.loads((ROOT / "planner" / "spec" / "schema.json").read_text())["$defs"]
+    shapes = {
+        "cluster": "ClusterEntry",
+        "training": "Training",
+        "layout": "LayoutEntry",
+        "search": "Search",
+    }
+    for section, shape in shapes.items():
+        (part,) = re.findall(rf"^## {section}\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
+        rows = re.findall(r"^\| (`.*?) \|", part, re.MULTILINE)
+        assert {key for row in rows for key in re.findall(r"`(\w+)`", row)} == set(
+            known[shape]["properties"]
+        )
