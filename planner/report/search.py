@@ -12,6 +12,9 @@ from planner.search.cost import SECONDS_PER_HOUR, Cost, training_cost
 from planner.search.search import Answer, Ranked
 from planner.units import show_gib
 
+NARROW = 110
+"""Below it headings take two lines, and days of a training stand for seconds of a step."""
+
 
 def document(answer: Answer) -> dict[str, Any]:
     """The answer as ``planner.search/1``; sizes in bytes."""
@@ -55,7 +58,6 @@ def _cost(answer: Answer, ranked: Ranked) -> Cost | None:
 
 def render(answer: Answer, *, width: int) -> RenderableType:
     """Heading, one line a layout, and why the others do not fit."""
-    del width
     cluster = answer.spec.cluster
     parts: list[RenderableType] = [
         Text(
@@ -66,46 +68,56 @@ def render(answer: Answer, *, width: int) -> RenderableType:
         Text(),
     ]
     if answer.ranked:
-        parts += [_table(answer, answer.ranked), Text()]
-        parts += [Text("no other is faster and leaves more room:"), _table(answer, answer.front)]
-        parts.append(Text())
+        narrow = width < NARROW
+        parts.append(Text("those that fit, the fastest first:"))
+        parts += [_table(answer, answer.ranked, narrow=narrow), Text()]
+        parts.append(Text("those that no other beats in speed and in room both:"))
+        parts += [_table(answer, answer.front, narrow=narrow), Text()]
     parts += [Text(f"{count:>7,} do not fit: {why}") for why, count in answer.misfits.items()]
     return Group(*parts)
 
 
-def _table(answer: Answer, ranked: Sequence[Ranked]) -> Table:
+def _table(answer: Answer, ranked: Sequence[Ranked], *, narrow: bool) -> Table:
+    rows = [_cells(each, _cost(answer, each)) for each in ranked]
+    names = list(rows[0])
+    if narrow and "days" in names:
+        names = [name for name in names if name not in {"s/step", "tokens/s"}]
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    for name in (*_AXES, "zero", "batch", "recompute", "offload"):
-        table.add_column(name, justify="right")
-    costs = [_cost(answer, each) for each in ranked]
-    told = () if None in costs else ("days", "device-hours", "price")
-    for name in ("s/step", "tokens/s", "peak GiB", "free GiB", *told):
-        table.add_column(name, justify="right", no_wrap=True)
-    for each, cost in zip(ranked, costs, strict=True):
-        held = each.held
-        table.add_row(
-            *_choice(held.candidate),
-            f"{each.step_seconds:.3g}",
-            f"{each.tokens_per_second:,.0f}",
-            show_gib(held.allocated_bytes, 1),
-            show_gib(held.headroom_bytes, 1),
-            *_money(cost),
-        )
+    for name in names:
+        heading = name.replace(" ", "\n") if narrow else name
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(row[name] for name in names))
     return table
 
 
-def _money(cost: Cost | None) -> tuple[str, ...]:
-    if cost is None:
-        return ()
+def _cells(ranked: Ranked, cost: Cost | None) -> dict[str, str]:
+    """What the table says of a layout, by heading."""
+    held = ranked.held
+    return {
+        **_choice(held.candidate),
+        "s/step": f"{ranked.step_seconds:.3g}",
+        "tokens/s": f"{ranked.tokens_per_second:,.0f}",
+        "peak GiB": show_gib(held.allocated_bytes, 1),
+        "free GiB": show_gib(held.headroom_bytes, 1),
+        **({} if cost is None else _money(cost)),
+    }
+
+
+def _money(cost: Cost) -> dict[str, str]:
     days = cost.seconds / SECONDS_PER_HOUR / 24
-    price = "" if cost.price is None else f"{cost.price:,.0f}"
-    return f"{days:,.1f}", f"{cost.device_hours:,.0f}", price
+    told = {"days": f"{days:,.1f}", "device hours": f"{cost.device_hours:,.0f}"}
+    return told if cost.price is None else told | {"price": f"{cost.price:,.0f}"}
 
 
 _AXES = ("dp", "tp", "pp", "ep", "sp")
 
 
-def _choice(candidate: Candidate) -> tuple[str, ...]:
-    degrees = (str(getattr(candidate.layout, axis)) for axis in _AXES)
-    knobs = (candidate.layout.zero_stage, candidate.micro_batch_size)
-    return (*degrees, *map(str, knobs), candidate.recompute, candidate.offload)
+def _choice(candidate: Candidate) -> dict[str, str]:
+    return {
+        **{axis: str(getattr(candidate.layout, axis)) for axis in _AXES},
+        "zero": str(candidate.layout.zero_stage),
+        "batch": str(candidate.micro_batch_size),
+        "recompute": candidate.recompute,
+        "offload": candidate.offload,
+    }
