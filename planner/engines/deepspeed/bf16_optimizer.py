@@ -83,12 +83,15 @@ class BF16Optimizer(WholeWeights):
             timeline.spike(Term.REDUCE_COPIES, self.reduce_bytes)
 
     def step(self, timeline: Timeline) -> None:
-        """Norm, optimizer on views of the flat gradients (or their casts), zeroes (384-434)."""
+        """Norm, optimizer on views of the flat gradients (or their casts), zeroes (384-434).
+
+        The norm leaves out what another pipeline stage counts (566).
+        """
         groups = self.layout.groups
         casts = 0
         if sizes(self.setup).accumulation != FP32_BYTES:
-            largest = max(parameter.numel for parameter in self.setup.parameters)
-            timeline.spike(Term.STEP_COPIES, largest * FP32_BYTES)
+            counted = (each.numel for each in self.setup.parameters if not each.copied)
+            timeline.spike(Term.STEP_COPIES, max(counted, default=0) * FP32_BYTES)
             casts = sum(group.partition_numel for group in groups) * FP32_BYTES
             timeline.add(Term.STEP_COPIES, casts)
         for group in groups:
