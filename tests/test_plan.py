@@ -379,3 +379,13 @@ def test_every_family_plans(name: str, stage: int, recompute: str) -> None:
     numel = plan.model.num_parameters
     assert after[Term.OPTIMIZER_STATES] == pytest.approx(numel, rel=0.001)
     add_up(only(plan))
+
+
+@pytest.mark.parametrize(
+    "model", ["gpt2", "opt-125m", "pythia-160m", "phi-2", "starcoder2-7b", "bert-base-uncased"]
+)
+def test_ulysses_plans_several_sequences_of_layers_with_biases(model):
+    training = {"sequence_length": 256, "micro_batch_size": 2}
+    plans = [make_plan(spec_of(model=model, training=training, layout={"sp": sp})) for sp in (1, 2)]
+    whole, cut = (by_phase(only(plan))["forward"].terms for plan in plans)
+    assert 0 < cut[Term.ACTIVATIONS] < whole[Term.ACTIVATIONS]

@@ -4,7 +4,7 @@ Source, transformers 5.23: models/bert/modeling_bert.py, BertLayer (line 374), B
 BertSelfAttention (140), BertSelfOutput (282) and BertOutput (351).
 """
 
-from planner.activations.eager import Machine, Tensor, add, reshape
+from planner.activations.eager import Machine, Tensor, add, contiguous, reshape
 from planner.activations.programs.case import Case
 from planner.activations.programs.hf_attention import heads
 from planner.activations.programs.hf_scores import Scored, score
@@ -34,7 +34,7 @@ def _scored(m: Machine, case: Case, hidden: Tensor, shared: Shared) -> Scored:
     batch, length, _ = hidden.shape
     query, key, value = heads(m, case, hidden)
     output, weights = score(m, case, (query, key, value), shared)
-    return reshape(output, batch, length, -1), weights
+    return contiguous(reshape(output, batch, length, -1)), weights
 
 
 def _raised(m: Machine, case: Case, hidden: Tensor) -> Tensor:

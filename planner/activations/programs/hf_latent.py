@@ -10,6 +10,7 @@ from planner.activations.eager import (
     add,
     assemble,
     cat,
+    contiguous,
     expand,
     mul,
     narrow,
@@ -54,7 +55,7 @@ def latent_attention(
         key, value = _expanded(m, case, latent, kv_nope, k_rot)
     output, weights = attend(m, case, query, key, value, shared)
     with m.part("attention.o"):
-        output = reshape(output, batch, length, -1)
+        output = contiguous(reshape(output, batch, length, -1))
         output = project(m, output, case.module("attention.o"))
     return output, weights
 

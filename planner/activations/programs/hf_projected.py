@@ -9,6 +9,7 @@ from planner.activations.eager import (
     Machine,
     Tensor,
     add,
+    contiguous,
     expand,
     linear,
     narrow,
@@ -53,7 +54,7 @@ def _attention(m: Machine, case: Case, hidden: Tensor, shared: Shared) -> Scored
             query, key = rotated(case, (query, key), cos, sin, kept)
     output, weights = score(m, case, (query, key, value), shared)
     with m.part("attention.o"):
-        output = reshape(output, batch, length, -1)
+        output = contiguous(reshape(output, batch, length, -1))
         output = linear_of(m, case, output, case.module("attention.o"))
         if case.family in DROPS_INSIDE:
             output = dropped(m, case, output)
