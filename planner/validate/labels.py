@@ -31,6 +31,7 @@ HELD: dict[str, Term] = {
     "grads_in_partition": Term.OWNED_GRADIENTS,
     "fp32_groups_gradients_flat": Term.OWNED_GRADIENTS,
     "_DeepSpeedZeroOptimizer_Stage3__ipg_bucket_flat_buffer": Term.BUCKETS,  # up to 0.16.9 at least
+    "ipg_buffer": Term.BUCKETS,  # the same
     "grad_partitions_flat_buffer": Term.OWNED_GRADIENTS,
     "inf_or_nan_tracker": Term.OWNED_GRADIENTS,
     "temp_grad_buffer_for_gpu_offload": Term.BUCKETS,

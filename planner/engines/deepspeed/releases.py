@@ -64,6 +64,14 @@ def gathers_one_in_one_buffer(version: str) -> bool:
     return release(version) >= (0, 18, 5)
 
 
+def releases_leftovers(version: str) -> bool:
+    """What a backward pass never left is released at its end (stage3.py:3059-3068) [run].
+
+    Before, an embedding stayed whole until the step, or the next forward pass used it.
+    """
+    return release(version) >= (0, 19, 3)
+
+
 def routes_densely(version: str) -> bool:
     """DeepSpeed's MoE layer routes with tensors of tokens x experts x capacity (up to 0.19.3)."""
     return release(version) < (0, 19, 4)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from planner.engines.deepspeed.dtypes import Sizes, sizes
 from planner.engines.deepspeed.notes import Note
-from planner.engines.deepspeed.releases import gathers_one_in_one_buffer
+from planner.engines.deepspeed.releases import gathers_one_in_one_buffer, releases_leftovers
 from planner.engines.deepspeed.strategy import Setup
 from planner.engines.deepspeed.zero3_coordinator import Coordinator, Saves
 from planner.engines.deepspeed.zero3_gather import Gathers
@@ -150,7 +150,9 @@ class ZeroThree:
         del micro_step
         self.bucket.reduce(timeline)
         while self._entered:
-            self.coordinator.release_leftover(timeline, self._entered.popitem()[0])
+            left = self._entered.popitem()[0]
+            if releases_leftovers(self.setup.deepspeed.version):
+                self.coordinator.release_leftover(timeline, left)
         self._backward = False
 
     def reduce(self, timeline: Timeline) -> None:

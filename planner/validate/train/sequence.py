@@ -3,16 +3,22 @@
 from typing import Any
 
 import torch
-from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF
 
+from planner.errors import LaunchError
 from planner.spec.load import Spec
 
 
 def share_attention(model: Any, spec: Spec) -> Any:
     """Put DeepSpeed's attention in the place of the model's, for the rest of the process.
 
-    Returns what tells DeepSpeed's engine who shares a sequence.
+    Returns what tells DeepSpeed's engine who shares a sequence. LaunchError where the installed
+    release has no such attention, as 0.16.9.
     """
+    try:
+        from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF
+    except ImportError:
+        message = f"{spec.at('layout')}: this DeepSpeed has no Ulysses for transformers' models"
+        raise LaunchError(f"{message}; install a later release, or take sp: 1") from None
     training = spec.training
     return UlyssesSPAttentionHF.register_with_transformers(
         model_name_or_path=model,
