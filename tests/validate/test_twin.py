@@ -14,7 +14,11 @@ from planner.spec.load import load
 from planner.units import GIB
 from planner.validate.twin import make_twin, scale_config
 
-FILES = sorted((Path(__file__).parents[2] / "cluster_configs").glob("*.yaml"))
+FILES = [
+    path
+    for path in sorted((Path(__file__).parents[2] / "cluster_configs").glob("*.yaml"))
+    if load(path).framework.engine == "deepspeed"
+]
 AXES = ("dp", "tp", "pp", "ep", "sp")
 
 
