@@ -55,9 +55,9 @@ def plan(
 @commands.add("search")
 def search(
     file: File,
-    top: Annotated[int, Told("So many of those that fit are shown.", least=1)] = 10,
+    top: Annotated[int, Told("How many of those that fit are shown.", least=1)] = 10,
     write: Annotated[
-        Path | None, Told("A folder for the files that run the best one: its plan, ds_config.json.")
+        Path | None, Told("A folder for files that run the best: plan, ds_config.json, launch script.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -223,7 +223,7 @@ def validate(
 def compare(
     runs: Annotated[list[Path], Told("Folders that `planner validate` made.")],
 ) -> None:
-    """Recorded runs beside what the planner says today, the worst points first."""
+    """Recorded runs beside today's plan, the worst points first; exit code 1 if one differs."""
     from planner.report.validation import render_comparison
     from planner.validate.validate import read_validation
 
@@ -235,7 +235,7 @@ def compare(
 
 @commands.add("rehearse")
 def rehearse(
-    files: Annotated[list[Path], Told("The YAML files, each model, cluster, training, layout.")],
+    files: Annotated[list[Path], Told("YAML files: model, cluster, training, layout.")],
     ranks: Annotated[
         str, Told("worst, ends (of the pipeline), all that differ, or 0,17.")
     ] = "worst",
