@@ -193,6 +193,7 @@ def validate(
     from planner.validate.validate import document
 
     spec = _settled(load(file))
+    spec.only_deepspeed("validate")
     here = address is None and not submit
     if twin or (twin is None and here and needs_twin(spec)):
         small = make_twin(spec, memory_bytes=TWIN_MEMORY_BYTES)
