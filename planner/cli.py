@@ -57,7 +57,8 @@ def search(
     file: File,
     top: Annotated[int, Told("How many of those that fit are shown.", least=1)] = 10,
     write: Annotated[
-        Path | None, Told("A folder for files that run the best: plan, ds_config.json, launch script.")
+        Path | None,
+        Told("A folder for files that run the best: plan, ds_config.json, launch script."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
