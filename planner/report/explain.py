@@ -63,7 +63,7 @@ def render(explanation: Explanation, *, width: int) -> RenderableType:
         Text(),
         Text("What each knob would change on the worst rank, in GiB:"),
         _knob_table([knob for knob in explanation.knobs if not knob.refusal], width=width),
-        *_refused([knob for knob in explanation.knobs if knob.refusal]),
+        *_refused([knob for knob in explanation.knobs if knob.refusal], width=width),
     )
 
 
@@ -86,7 +86,7 @@ def _knob_table(knobs: Sequence[Turned], *, width: int) -> Table:
     table.add_column("at what price")
     for turned in knobs:
         table.add_row(
-            _on_two_lines(turned.knob.change) if width < NARROW else turned.knob.change,
+            _change(turned, width=width),
             _signed(turned.allocated_change_bytes),
             _signed(turned.device_change_bytes),
             _signed(turned.host_change_bytes),
@@ -95,19 +95,22 @@ def _knob_table(knobs: Sequence[Turned], *, width: int) -> Table:
     return table
 
 
-def _on_two_lines(change: str) -> str:
-    """A key below its section, since no key is to be cut in two."""
-    return change.replace("zero_optimization.", "zero_optimization.\n  ")
+def _change(turned: Turned, *, width: int) -> str:
+    """What is turned; a narrow terminal has keys below their section, so that none is cut."""
+    change = turned.knob.change
+    return (
+        change.replace("zero_optimization.", "zero_optimization.\n  ") if width < NARROW else change
+    )
 
 
-def _refused(knobs: Sequence[Turned]) -> list[RenderableType]:
+def _refused(knobs: Sequence[Turned], *, width: int) -> list[RenderableType]:
     if not knobs:
         return []
     table = _table()
     table.add_column("refused", no_wrap=True)
     table.add_column("why", overflow="fold")
     for turned in knobs:
-        table.add_row(turned.knob.change, turned.refusal)
+        table.add_row(_change(turned, width=width), turned.refusal)
     return [Text(), table]
 
 
