@@ -3,6 +3,7 @@
 import errno
 import os
 from dataclasses import replace
+from fnmatch import fnmatchcase
 
 import pytest
 

@@ -108,8 +108,13 @@ def _run(suite: Suite, asked: Namespace, say: Say) -> int:
 
 def _told(measured: Measured) -> str:
     failures = [each.failure for each in measured.results if each.failure is not None]
-    why = "".join(f"; {each.kind}: {each.message.splitlines()[0]}" for each in failures[:1])
+    why = "".join(f"; {each.kind}: {_first(each.message)}" for each in failures[:1])
     return f"{measured.seconds:.1f} s{why}"
+
+
+def _first(message: str) -> str:
+    """Its first line; some have none."""
+    return message.partition("\n")[0]
 
 
 def _chosen(suite: Suite, asked: Namespace) -> list[Case]:
