@@ -102,6 +102,7 @@ def render(plan: Plan, *, width: int) -> RenderableType:
         _table(plan, _columns(plan, width)),
         Text(),
         _verdict(plan),
+        *_host(plan),
         *_remarks("warning", plan.warnings),
         *_remarks("assumed", plan.assumptions),
     )
@@ -130,6 +131,7 @@ def render_rank(plan: Plan, *, width: int) -> RenderableType:
         table,
         Text(),
         _verdict(plan),
+        *_host(plan),
         *_remarks("warning", plan.warnings),
         *_remarks("assumed", plan.assumptions),
     )
@@ -214,6 +216,23 @@ def _verdict(plan: Plan) -> Text:
         style="",
     )
     return text
+
+
+def _host(plan: Plan) -> list[Text]:
+    """What is kept on the host, if anything is: of the rank with most, and so at most of a node."""
+    rank, cluster = max(plan.ranks, key=lambda each: each.host_bytes), plan.spec.cluster
+    if not rank.host_bytes:
+        return []
+    parts = (f"{name.replace('_', ' ')} {show_gib(size)}" for name, size in rank.host.items())
+    there = cluster.host_memory_bytes
+    told = "" if there is None else f" of the host's {show_gib(there)}"
+    return [
+        Text(
+            f"On the host: {show_gib(rank.host_bytes)} GiB of rank {rank.rank} "
+            f"({', '.join(parts)}); of the {cluster.devices_per_node} devices of a node at most "
+            f"{show_gib(rank.host_bytes * cluster.devices_per_node)}{told}."
+        )
+    ]
 
 
 def _remarks(label: str, remarks: tuple[str, ...]) -> list[Text]:

@@ -83,6 +83,18 @@ def test_one_rank_has_a_line_a_phase() -> None:
         assert f"\n{phase.phase.replace('_', ' ')} " in text
 
 
+def test_what_the_host_keeps_is_told_where_it_keeps_something() -> None:
+    offloaded = spec_of(
+        layout={"zero_stage": 3}, zero={"offload_optimizer": {"device": "cpu", "pin_memory": True}}
+    )
+    plan = make_plan(offloaded)
+    most = max(rank.host_bytes for rank in plan.ranks) / GIB
+    text = drawn(render(plan, width=200), 200)
+    assert f"On the host: {most:.2f} GiB of rank" in text
+    assert f"of the 4 devices of a node at most {4 * most:.2f}" in text
+    assert "On the host" not in drawn(render(make_plan(spec_of()), width=200), 200)
+
+
 @pytest.mark.parametrize("stage", [0, 1, 3])
 def test_the_document_keeps_every_byte(stage: int) -> None:
     plan = make_plan(spec_of(layout={"zero_stage": stage}), every_rank=True)
