@@ -148,7 +148,21 @@ RECORDED = {
     path.stem.removeprefix("deepspeed-"): read(path)
     for path in sorted((FOLDER / "results").glob("*.jsonl"))
 }
-SOME = [(release, name) for release, known in RECORDED.items() for name in sorted(known)[::12]]
+OPEN = (
+    "offload/*",
+    "uneven/*zero-2",
+    "family/*moe, zero-3",
+    "family/mixtral, zero-3",
+    "logits/long*",
+    "tp/reference*zero-2",
+)
+"""Of 0.16.9, among what the experiment's README lists as not known."""
+SOME = [
+    (release, name)
+    for release, known in RECORDED.items()
+    for name in sorted(known)[::12]
+    if release == RELEASE or not any(fnmatchcase(name, pattern) for pattern in OPEN)
+]
 
 
 def test_two_releases_at_least_three_minor_versions_apart_were_measured():
