@@ -1,6 +1,5 @@
 """Legal layouts, drawn at random: what `planner plan` takes, as documents."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import yaml
 
 from planner.errors import PlannerError
-from planner.model.load import load_model, read_configuration
+from planner.model.load import read_configuration
 from planner.plan import Plan, make_plan
 from planner.spec.load import load
 
@@ -37,11 +36,21 @@ DENSE = (
     "llama-3-70b",
     "qwen2-72b",
 )
-ROUTED = ("qwen3-30b-a3b", "mixtral-8x7b-v0.1", "qwen1.5-moe-a2.7b", "deepseek-v2-lite", "deepseek-v3")
+ROUTED = (
+    "qwen3-30b-a3b",
+    "mixtral-8x7b-v0.1",
+    "qwen1.5-moe-a2.7b",
+    "deepseek-v2-lite",
+    "deepseek-v3",
+)
+WITHOUT_SDPA = ("bloom-560m", "gemma-2-2b")
+"""transformers 5.23 refuses to run them with torch's attention."""
 DEVICES = ("h100-sxm-80gb", "a100-sxm-80gb", "h200-sxm-141gb")
 LENGTHS = (512, 1024, 2048, 4096)
 PER_LAYER = ("layer_types", "mlp_layer_types", "attention_types")
 WHOLE_DEPTH = 0.05
+GATHERING = 3
+"""The ZeRO stage that gathers weights."""
 
 
 def cut(name: str, depth: int) -> dict[str, Any]:
@@ -71,17 +80,25 @@ def draw(random: Random) -> dict[str, Any]:
     """One document; the parts fit each other more often than not."""
     degrees = _degrees(random)
     pipelined, routed = degrees["pp"] > 1, degrees["ep"] > 1
-    name = random.choice(ROUTED if routed or random.random() < 0.1 else DENSE)
+    name = random.choice(ROUTED if routed or _happens(random, 0.1) else DENSE)
     depth = max(random.randint(2, 4), 2 * degrees["pp"] if pipelined else 2)
-    whole = random.random() < WHOLE_DEPTH
-    implementation = "reference" if pipelined or routed or degrees["sp"] > 1 else random.choice(("hf", "hf", "reference"))
+    whole = _happens(random, WHOLE_DEPTH)
+    implementation = (
+        "reference"
+        if pipelined or routed or degrees["sp"] > 1
+        else random.choice(("hf", "hf", "reference"))
+    )
     stage = random.choice((0, 1) if pipelined else (0, 1, 2, 2, 3, 3, 3))
     training = _training(random, implementation)
+    if name in WITHOUT_SDPA and implementation == "hf":
+        training["attention"] = "eager"
     steps = random.choice((1, 1, 2, 4)) * (degrees["pp"] if pipelined else 1)
     dp = degrees.pop("dp")
     training["global_batch_size"] = training["micro_batch_size"] * dp * steps
     num_devices = dp * degrees["tp"] * degrees["pp"] * degrees["sp"]
-    keys = {"zero_optimization": _zero(random, stage)} | _others(random, stage, training["precision"])
+    keys = {"zero_optimization": _zero(random, stage)} | _others(
+        random, stage, training["precision"]
+    )
     if pipelined:
         keys["pipeline"] = {"pipe_partitioned": False, "grad_partitioned": False}
         keys["pipeline"]["partition_method"] = random.choice(("parameters", "uniform"))
@@ -102,7 +119,9 @@ def draw(random: Random) -> dict[str, Any]:
 
 def _degrees(random: Random) -> dict[str, int]:
     """How many devices each axis has: 8 to 4096 together."""
-    kind = random.choice(("data", "data", "data", "pipeline", "pipeline", "tensor", "experts", "sequence"))
+    kind = random.choice(
+        ("data", "data", "data", "pipeline", "pipeline", "tensor", "experts", "sequence")
+    )
     degrees = {"tp": 1, "pp": 1, "ep": 1, "sp": 1}
     if kind == "pipeline":
         degrees |= {"pp": random.choice((2, 4, 8)), "tp": random.choice((1, 1, 2, 4))}
@@ -134,16 +153,18 @@ def _training(random: Random, implementation: str) -> dict[str, Any]:
 
 
 def _zero(random: Random, stage: int) -> dict[str, Any]:
-    keys: dict[str, Any] = {"reduce_bucket_size": random.choice((500_000_000, 100_000_000, 5_000_000))}
-    if random.random() < 0.4:
+    keys: dict[str, Any] = {
+        "reduce_bucket_size": random.choice((500_000_000, 100_000_000, 5_000_000))
+    }
+    if _happens(random, 0.4):
         keys["overlap_comm"] = random.choice((True, False))
-    if stage in {1, 2} and random.random() < 0.15:
+    if stage in {1, 2} and _happens(random, 0.15):
         keys["contiguous_gradients"] = False
-    if stage in {1, 2} and random.random() < 0.2:
+    if stage in {1, 2} and _happens(random, 0.2):
         keys["round_robin_gradients"] = True
-    if stage and random.random() < 0.15:
+    if stage and _happens(random, 0.15):
         keys["offload_optimizer"] = {"device": "cpu", "pin_memory": random.choice((True, False))}
-    if stage == 3:
+    if stage == GATHERING:
         keys |= _gathering(random)
     return keys
 
@@ -160,21 +181,26 @@ def _gathering(random: Random) -> dict[str, Any]:
         "zero_hpz_partition_size": (8,),
         "offload_param": ({"device": "cpu"},),
     }
-    rare = {"stage3_allgather_sequential", "stage3_use_all_reduce_for_fetch_params", "zero_hpz_partition_size", "offload_param"}
+    rare = {
+        "stage3_allgather_sequential",
+        "stage3_use_all_reduce_for_fetch_params",
+        "zero_hpz_partition_size",
+        "offload_param",
+    }
     return {
         key: random.choice(values)
         for key, values in chances.items()
-        if random.random() < (0.1 if key in rare else 0.4)
+        if _happens(random, 0.1 if key in rare else 0.4)
     }
 
 
 def _others(random: Random, stage: int, precision: str) -> dict[str, Any]:
     keys: dict[str, Any] = {}
-    if random.random() < 0.3:
+    if _happens(random, 0.3):
         keys["gradient_clipping"] = 1.0
-    if precision == "bf16" and stage and random.random() < 0.15:
+    if precision == "bf16" and stage and _happens(random, 0.15):
         keys["data_types"] = {"grad_accum_dtype": random.choice(("fp32", "bf16"))}
-    if random.random() < 0.1:
+    if _happens(random, 0.1):
         keys["communication_data_type"] = random.choice(("fp32", "bf16"))
     return keys
 
@@ -184,3 +210,7 @@ def _key(message: str) -> str:
     first = message.splitlines()[0]
     parts = first.split(": ")
     return parts[1] if len(parts) > 1 else first[:60]
+
+
+def _happens(random: Random, share: float) -> bool:
+    return random.random() < share

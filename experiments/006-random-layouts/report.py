@@ -1,19 +1,24 @@
 """What the rehearsals of random layouts say about the plan, as text."""
 
 from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
+from typing import Any
 
 from planner.plan import make_plan
 from planner.rehearse.many import key_of
-from planner.validate.compare import points
+from planner.spec.load import Spec
+from planner.validate.compare import Point, points
 from planner.validate.job import RankResult
 
+Compared = Sequence[tuple[Spec, Sequence[Point]]]
 RESIDENT = ("weights", "master_weights", "optimizer_states", "owned_gradients", "buckets")
+AIM = 0.003
 SCALARS_BYTES = 4096
 """What no term names: a model's buffers apart, some scalars."""
 
 
-def report(specs, records, refused):
+def report(specs: Sequence[Spec], records: Mapping[str, Any], refused: Counter[str]) -> str:
     """Peak, phases and terms of every layout that ran; the others by what stopped them."""
     compared, stopped = [], Counter()
     for spec in specs:
@@ -32,19 +37,21 @@ def report(specs, records, refused):
     return "\n".join(lines)
 
 
-def _why(record):
-    if "error" in record:
+def _why(record: Mapping[str, Any]) -> str | None:
+    if record.get("error"):
         return record["error"].splitlines()[0][:100]
     failure = record["ranks"][0]["failure"]
-    return None if failure is None else f"{failure['kind']}: {failure['message'].splitlines()[0][:90]}"
+    return (
+        None if failure is None else f"{failure['kind']}: {failure['message'].splitlines()[0][:90]}"
+    )
 
 
-def _points(spec, record):
+def _points(spec: Spec, record: Mapping[str, Any]) -> list[Point]:
     plan = make_plan(spec, booked=True)
     return points(plan, [RankResult.read(rank) for rank in record["ranks"]])
 
 
-def _peaks(compared):
+def _peaks(compared: Compared) -> Iterator[str]:
     """The highest point of a rank: signed errors, the worst ones with their layouts."""
     errors = []
     for spec, many in compared:
@@ -55,13 +62,13 @@ def _peaks(compared):
     sizes = [abs(error) for error, _ in errors]
     yield (
         f"peak: median error {median(sizes):.4%}, worst {max(sizes):.3%}, "
-        f"within 0.3 %: {sum(size <= 0.003 for size in sizes)} of {len(sizes)}"
+        f"within 0.3 %: {sum(size <= AIM for size in sizes)} of {len(sizes)}"
     )
     for error, spec in sorted(errors, key=lambda each: -abs(each[0]))[:12]:
         yield f"  {error:+.3%}  {spec.path.stem}  {told(spec)}"
 
 
-def _phases(compared):
+def _phases(compared: Compared) -> Iterator[str]:
     by_phase = defaultdict(list)
     for _, many in compared:
         for point in many:
@@ -71,7 +78,7 @@ def _phases(compared):
         yield f"{phase:28} {quantity:15} {len(sizes):6} {median(sizes):8.4%} {max(sizes):9.3%}"
 
 
-def _terms(compared):
+def _terms(compared: Compared) -> Iterator[str]:
     """Where each term is off, at the ends of phases for what is resident and at peaks for all."""
     yield f"{'term':24} exact  off   largest difference"
     names = {name for _, many in compared for point in many for name in point.measured_terms}
@@ -92,7 +99,7 @@ def _terms(compared):
         yield f"{name:24} {len(found) - len(off):5} {len(off):4}   {where}"
 
 
-def told(spec):
+def told(spec: Spec) -> str:
     """A layout in a line."""
     layout, training = spec.fixed_layout, spec.training
     model = spec.model if isinstance(spec.model, str) else spec.model["model_type"]

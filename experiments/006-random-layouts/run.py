@@ -1,13 +1,13 @@
 """Plan against rehearsal over layouts drawn at random.
 
-    python experiments/006-random-layouts/run.py --draws 300 --jobs 2    # goes on where it was
-    python experiments/006-random-layouts/run.py --report                # only compares again
+python experiments/006-random-layouts/run.py --draws 300 --jobs 2    # goes on where it was
+python experiments/006-random-layouts/run.py --report                # only compares again
 """
 
 import argparse
 import os
 from collections import Counter
-from functools import partial
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,8 +17,8 @@ from draw import draws
 from report import report
 
 from planner.rehearse.many import Store, rehearse_many
-from planner.rehearse.run import rehearse
-from planner.spec.load import load
+from planner.rehearse.run import Rehearsal, rehearse
+from planner.spec.load import Spec, load
 
 HERE = Path(__file__).parent
 SEED = 20_261_124
@@ -27,8 +27,8 @@ SEED = 20_261_124
 def main() -> None:
     """Draw, rehearse what has not been rehearsed, compare all."""
     arguments = _arguments()
-    with TemporaryDirectory() as folder:
-        folder = Path(folder)
+    with TemporaryDirectory() as made:
+        folder = Path(made)
         specs, refused = _specs(folder, arguments.draws)
         store = Store(HERE / "results.jsonl")
         if not arguments.report:
@@ -44,9 +44,9 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _specs(folder, number):
+def _specs(folder: Path, number: int) -> tuple[list[tuple[str, Spec]], Counter[str]]:
     """The layouts as files that lie beside each other: records are found by what is in them."""
-    refused = Counter()
+    refused: Counter[str] = Counter()
     specs = []
     for place, (document, _) in enumerate(islice(draws(SEED, refused), number)):
         path = folder / f"{place:03}.yaml"
@@ -55,13 +55,15 @@ def _specs(folder, number):
     return specs, refused
 
 
-def _rehearse(folder, specs, store, jobs):
-    def one(name, spec):
+def _rehearse(folder: Path, specs: Sequence[tuple[str, Spec]], store: Store, jobs: int) -> None:
+    def one(name: str, spec: Spec) -> Rehearsal:
         logs = folder / f"logs-{name}"
         logs.mkdir()
         return rehearse(spec, "worst", steps=2, logs=logs, progress=lambda *_: None)
 
-    for number, record in enumerate(rehearse_many(specs, "worst", store=store, jobs=jobs, rehearse=one), 1):
+    for number, record in enumerate(
+        rehearse_many(specs, "worst", store=store, jobs=jobs, one=one), 1
+    ):
         print(f"{number}/{len(specs)}  {record['name']}", flush=True)
 
 
