@@ -1,7 +1,7 @@
 """Processor seconds and host memory of a rehearsed rank, and how they grow.
 
-python experiments/005-rehearsal-speed/bench.py            # all
-python experiments/005-rehearsal-speed/bench.py scaling    # only the cases that begin so
+python experiments/009-rehearsal-speed/bench.py            # all
+python experiments/009-rehearsal-speed/bench.py scaling    # only the cases that begin so
 """
 
 import multiprocessing
