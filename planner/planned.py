@@ -101,9 +101,18 @@ class Plan:
         return self.capacity_bytes - self.worst.beyond.device_bytes
 
     @property
+    def host_over_bytes(self) -> int:
+        """What a rank's share of its node's memory lacks of what is offloaded; 0: nothing known."""
+        cluster = self.spec.cluster
+        if cluster.host_memory_bytes is None:
+            return 0
+        share = cluster.host_memory_bytes // cluster.devices_per_node
+        return max(0, max(rank.host_bytes for rank in self.ranks) - share)
+
+    @property
     def verdict(self) -> Literal["fits", "tight", "does not fit"]:
-        """tight: the estimate fits, the upper end of its band does not."""
-        if self.headroom_bytes < 0:
+        """tight: the estimate fits, the upper end of its band does not. Hosts count, too."""
+        if self.headroom_bytes < 0 or self.host_over_bytes:
             return "does not fit"
         high = self.worst.beyond.device_high_bytes
         return "fits" if high <= self.capacity_bytes else "tight"

@@ -55,6 +55,7 @@ def document(plan: Plan) -> dict[str, Any]:
             "worst_rank": plan.worst.rank,
             "capacity_bytes": plan.capacity_bytes,
             "headroom_bytes": plan.headroom_bytes,
+            "host_over_bytes": plan.host_over_bytes,
         },
         "assumptions": list(plan.assumptions),
         "warnings": list(plan.warnings),
@@ -226,13 +227,15 @@ def _host(plan: Plan) -> list[Text]:
     parts = (f"{name.replace('_', ' ')} {show_gib(size)}" for name, size in rank.host.items())
     there = cluster.host_memory_bytes
     told = "" if there is None else f" of the host's {show_gib(there)}"
-    return [
-        Text(
-            f"On the host: {show_gib(rank.host_bytes)} GiB of rank {rank.rank} "
-            f"({', '.join(parts)}); of the {cluster.devices_per_node} devices of a node at most "
-            f"{show_gib(rank.host_bytes * cluster.devices_per_node)}{told}."
-        )
-    ]
+    text = Text(
+        f"On the host: {show_gib(rank.host_bytes)} GiB of rank {rank.rank} "
+        f"({', '.join(parts)}); of the {cluster.devices_per_node} devices of a node at most "
+        f"{show_gib(rank.host_bytes * cluster.devices_per_node)}{told}."
+    )
+    if plan.host_over_bytes:
+        lacking = show_gib(plan.host_over_bytes * cluster.devices_per_node)
+        text.append(f" The host lacks {lacking} GiB.", style="bold red")
+    return [text]
 
 
 def _remarks(label: str, remarks: tuple[str, ...]) -> list[Text]:

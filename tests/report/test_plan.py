@@ -1,5 +1,6 @@
 """A plan as a table: what a person must find in it, on narrow and wide terminals."""
 
+from dataclasses import replace
 from io import StringIO
 
 import pytest
@@ -93,6 +94,18 @@ def test_what_the_host_keeps_is_told_where_it_keeps_something() -> None:
     assert f"On the host: {most:.2f} GiB of rank" in text
     assert f"of the 4 devices of a node at most {4 * most:.2f}" in text
     assert "On the host" not in drawn(render(make_plan(spec_of()), width=200), 200)
+
+
+def test_a_host_that_is_too_small_fits_nothing() -> None:
+    offload = {"offload_optimizer": {"device": "cpu", "pin_memory": True}}
+    spec = spec_of(layout={"zero_stage": 3}, zero=offload)
+    needed = 4 * max(rank.host_bytes for rank in make_plan(spec).ranks)
+    for lacking, verdict in ((0, "fits"), (4, "does not fit")):
+        cluster = replace(spec.cluster, host_memory_bytes=needed - lacking)
+        plan = make_plan(replace(spec, cluster=cluster))
+        assert (plan.verdict, plan.host_over_bytes) == (verdict, lacking // 4)
+        assert ("The host lacks" in drawn(render(plan, width=200), 200)) is bool(lacking)
+        assert document(plan)["verdict"]["fits"] is not bool(lacking)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 3])
