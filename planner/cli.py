@@ -215,6 +215,7 @@ def validate(
         _print_json(document(made))
     else:
         _print(render, made)
+        print(f"recorded in {made.run}")  # a path is never cut
     if made.measured == "failed":
         raise SystemExit(BAD_INPUT)
     if not made.agrees:

@@ -29,7 +29,6 @@ def render(validation: Validation, *, width: int) -> RenderableType:
         *summary_lines(validation.points),
         *failure_lines(validation.results),
         _verdict(validation),
-        Text(f"recorded in {validation.run}", style="dim", overflow="fold"),
     )
 
 

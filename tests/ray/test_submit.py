@@ -12,6 +12,9 @@ from tests.ray.processes import left
 
 pytestmark = pytest.mark.ray
 
+STATUS_TRIES = 20
+"""Each takes some seconds."""
+
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
@@ -65,6 +68,18 @@ def test_a_wrong_token_is_told(head):
     assert wrong["RAY_AUTH_TOKEN"] not in printed
 
 
+def ended_job(head, name):
+    """What Ray says of a job once it does not run any more: to stop it takes Ray some seconds."""
+    jobs = ("ray.scripts.scripts", "job", "status", name, "--address", head.dashboard)
+    told = ""
+    for _ in range(STATUS_TRIES):
+        with head.start(*jobs, **TOKEN) as process:
+            told = end(process)[1].lower()
+        if "running" not in told:
+            break
+    return told
+
+
 def test_ctrl_c_stops_the_job(head):
     options = ("--submit", "--address", head.dashboard)
     with head.validate("slow", "stopped", *options, **TOKEN) as process:
@@ -72,9 +87,7 @@ def test_ctrl_c_stops_the_job(head):
         process.send_signal(signal.SIGINT)
         assert end(process)[0] == 128 + signal.SIGINT
     name = printed.split(" as ")[1].split()[0]
-    jobs = ("ray.scripts.scripts", "job", "status", name, "--address", head.dashboard)
-    with head.start(*jobs, **TOKEN) as process:
-        assert "stopped" in end(process)[1].lower()
+    assert "stopped" in ended_job(head, name)
     assert not (head.folder / "stopped" / "result.json").exists()
 
 

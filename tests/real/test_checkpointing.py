@@ -91,20 +91,19 @@ def told(keys, tp):
     tapes = arranged(tapes, stage, checkpoints)
     now, result = 0, []
     for tape in tapes:
-        (segment,) = tape.forward
-        result.append((now + size(segment.net), now + size(segment.peak)))
-        now += size(segment.net)
-    high = now
-    for tape in reversed(tapes):
-        until, *after = tape.backward
-        high = max(high, now + size(until.peak))
-        now += size(until.net) + WEIGHT
-        high = max(high, now)
-        result.append((now, high))
         high = now
-        for segment in after:
+        for segment in tape.forward:
             high = max(high, now + size(segment.peak))
             now += size(segment.net)
+        result.append((now, high))
+    high = now
+    for segment in (each for tape in reversed(tapes) for each in tape.backward):
+        high = max(high, now + size(segment.peak))
+        now += size(segment.net)
+        if segment.mark is not None and segment.mark.kind == "gradient":
+            now += WEIGHT
+            result.append((now, max(high, now)))
+            high = now
     return result
 
 
