@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from planner.errors import ModelError, RefusedError, SpecError
+from planner.errors import LayoutError, ModelError, RefusedError, SpecError
 from planner.explain import make_explanation
 from planner.plan import make_plan, plan_rank
 from planner.search.search import search
@@ -141,6 +141,12 @@ FAULTS = [
     ("adapters: {target_modules: 3}\n", "adapters.target_modules"),
     ("engine: megatron\nmegatron: {sequence_parallel: true}\nlayout: {tp: 2}\n",
      "megatron.sequence_parallel: true, but training.sequence_parallel is false"),
+    ("engine: megatron\nadapters: {r: 8}\nlayout: {}\n",
+     "adapters: are not planned for engine megatron; write engine: fsdp or ddp"),
+    ("engine: megatron\nmegatron: {blocks_per_stage: [30, 2]}\nlayout: {pp: 4}\n",
+     "megatron.blocks_per_stage: names 2 stages, but layout.pp is 4"),
+    ("engine: megatron\nmegatron: {expert_tensor_parallel_size: 3}\nlayout: {tp: 2}\n",
+     "megatron.expert_tensor_parallel_size: times ep 1 does not divide dp 4 x tp 2"),
 ]  # fmt: skip
 
 
@@ -157,6 +163,13 @@ def test_an_unknown_module_is_told_with_those_that_there_are(tmp_path):
     text = _lora(1, "ddp", 1, "eager").replace("o_proj", "c_proj")
     with pytest.raises(ModelError, match=r":3: adapters.target_modules: .*c_proj.*choose from"):
         make_plan(spec_of(tmp_path, text))
+
+
+def test_blocks_that_do_not_add_up_are_told(tmp_path):
+    text = LLAMA_70B_CUT.replace("loss: fused", "loss: fused, blocks_per_stage: [6, 5]")
+    spec = spec_of(tmp_path, text + "training: {sequence_length: 1024}\nlayout: {pp: 2}\n")
+    with pytest.raises(LayoutError, match=r":11: megatron.blocks_per_stage: 11 blocks.*has 12"):
+        make_plan(spec)
 
 
 def test_deepspeed_refuses_adapters_and_search_other_engines(tmp_path):

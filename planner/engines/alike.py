@@ -13,6 +13,7 @@ from planner.engines.elements import FP32_BYTES, SIZES
 from planner.engines.fsdp import stage as fsdp
 from planner.engines.megatron import stage as megatron
 from planner.engines.megatron.state import Run as MegatronRun
+from planner.errors import LayoutError
 from planner.layout.cut import stages
 from planner.layout.ranks import PartitionIndex
 from planner.layout.stage import Stage
@@ -30,12 +31,16 @@ def held_stages(spec: Spec, model: Model) -> tuple[Stage, ...]:
     """What the ranks of each pipeline stage hold, before anything is sharded.
 
     Raises:
-        LayoutError: the layout does not divide what it cuts.
+        LayoutError: the layout does not divide what it cuts, or told blocks do not add up.
 
     """
     # Megatron spreads experts over ranks of its own choice, whatever the layout of the rest.
     layout = replace(spec.fixed_layout, ep=1)
     blocks = spec.framework.megatron.blocks_per_stage
+    if blocks and sum(blocks) != len(model.blocks):
+        where = spec.at("megatron", "blocks_per_stage")
+        message = f"{sum(blocks)} blocks in all, but the model has {len(model.blocks)}"
+        raise LayoutError(f"{where}: {message}; write counts that add up to that")
     told = _parts(blocks, len(model.tail))
     return stages(model, layout, spec.training, _EVENLY, told=told)
 

@@ -93,6 +93,7 @@ def agree_on_layout(
     _check_axes(document, framework, layout, faults)
     if framework.engine != "megatron":
         return framework
+    _check_megatron(document, framework, layout, faults)
     given = document.data.get("megatron") or {}
     ours: dict[str, Any] = {
         "expert_model_parallel_size": layout.ep,
@@ -125,6 +126,28 @@ def _check_axes(document: Document, framework: Framework, layout: Layout, faults
     if engine == "fsdp" and layout.dp % framework.fsdp.replicas:
         message = f"{framework.fsdp.replicas} does not divide dp = {layout.dp}"
         faults.add(document, ("fsdp", "replicas"), message + "; write a divisor of it")
+
+
+def _check_megatron(
+    document: Document, framework: Framework, layout: Layout, faults: Faults
+) -> None:
+    """What Megatron's own switches must agree with, and what it has not."""
+    if framework.adapters is not None:
+        message = (
+            "are not planned for engine megatron; write engine: fsdp or ddp, or leave them out"
+        )
+        faults.add(document, ("adapters",), message)
+    told = framework.megatron.blocks_per_stage
+    if told and len(told) != layout.pp:
+        message = f"names {len(told)} stages, but layout.pp is {layout.pp}; write a count for each"
+        faults.add(document, ("megatron", "blocks_per_stage"), message)
+    cut = layout.ep * framework.megatron.expert_tensor_parallel_size
+    if layout.dp * layout.tp % cut:
+        message = (
+            f"times ep {layout.ep} does not divide dp {layout.dp} x tp {layout.tp}, over whose "
+            "ranks experts are spread; write 1"
+        )
+        faults.add(document, ("megatron", "expert_tensor_parallel_size"), message)
 
 
 _INSTEAD: Mapping[EngineName, str] = {
