@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from planner.activations.assumptions import activation_assumptions
 from planner.engines.deepspeed.assumptions import layout_assumptions
-from planner.engines.deepspeed.communicators import num_all_to_all_peers, num_communicators
+from planner.engines.deepspeed.communicators import beyond_of
 from planner.engines.deepspeed.limits import frozen, limits, paged
 from planner.engines.deepspeed.notes import Note
 from planner.engines.deepspeed.pass_notes import pass_notes
@@ -17,7 +17,6 @@ from planner.errors import LayoutError, ModelError, RefusedError
 from planner.layout.cut import expert_grouping, stages, tp_ranks_alike
 from planner.layout.ranks import PartitionIndex, coordinates, partition_index
 from planner.layout.stage import Stage
-from planner.memory.beyond import Beyond, beyond
 from planner.model.description import Model
 from planner.model.load import load_model
 from planner.model.tuning import with_adapters
@@ -174,19 +173,14 @@ def _rank_plan(
         coordinates=coordinates(ranks[0], run.layout)._asdict(),
         local_parameters=stage.num_parameters,
         phases=phases,
-        beyond=beyond_of(run, max(phase.peak_bytes for phase in phases)),
+        beyond=beyond_of(
+            max(phase.peak_bytes for phase in phases),
+            layout=run.layout,
+            device=run.device,
+            devices_per_node=run.devices_per_node,
+        ),
         host=done.host_bytes(place.dense),
         notes=done.strategy.notes(),
-    )
-
-
-def beyond_of(run: Run, allocated_bytes: int) -> Beyond:
-    """What the allocator and the device hold when so much is allocated."""
-    return beyond(
-        allocated_bytes,
-        device=run.device,
-        num_groups=num_communicators(run.layout),
-        all_to_all_peers=num_all_to_all_peers(run.layout, run.devices_per_node),
     )
 
 

@@ -1,13 +1,12 @@
 """The plan of a file whose engine lets all ranks of a pipeline stage hold the same."""
 
 from planner.engines.alike import held_stages, paged_states, plan_stage
-from planner.engines.deepspeed.communicators import num_all_to_all_peers, num_communicators
+from planner.engines.deepspeed.communicators import beyond_of
 from planner.engines.deepspeed.limits import limits
 from planner.engines.deepspeed.refusal import Case
 from planner.errors import RefusedError
 from planner.layout.ranks import coordinates
 from planner.layout.stage import Stage
-from planner.memory.beyond import beyond
 from planner.model.description import Model
 from planner.planned import Plan, RankPlan, layer_names, told
 from planner.spec.load import Spec
@@ -58,11 +57,11 @@ def _rank_plan(spec: Spec, model: Model, stage: Stage) -> RankPlan:
         coordinates=coordinates(ranks[0], layout)._asdict(),
         local_parameters=stage.num_parameters,
         phases=phases,
-        beyond=beyond(
+        beyond=beyond_of(
             max(phase.peak_bytes for phase in phases),
+            layout=layout,
             device=cluster.device,
-            num_groups=num_communicators(layout),
-            all_to_all_peers=num_all_to_all_peers(layout, cluster.devices_per_node),
+            devices_per_node=cluster.devices_per_node,
         ),
         host={"paged_optimizer_states": paged} if paged else {},
         notes=(),

@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 from planner.accuracy.case import Case, UnsupportedError
 from planner.engines.alike import held_stages, plan_stage
-from planner.engines.deepspeed.communicators import num_all_to_all_peers, num_communicators
+from planner.engines.deepspeed.communicators import beyond_of
 from planner.layout.stage import Stage
-from planner.memory.beyond import Beyond, beyond
+from planner.memory.beyond import Beyond
 from planner.memory.timeline import PhasePeak
 from planner.plan import make_plan
 
@@ -68,17 +68,14 @@ def predict(case: Case, *, num_iterations: int | None) -> Sizes:
     phases = planned(case)
     if num_iterations == 1:
         phases = tuple(phase for phase in phases if phase.phase.startswith(FIRST))
-    return Sizes(phases, _beyond(case, phases), case.spec.cluster.device.memory_bytes)
-
-
-def _beyond(case: Case, phases: tuple[PhasePeak, ...]) -> Beyond:
-    layout, cluster = case.spec.fixed_layout, case.spec.cluster
-    return beyond(
+    cluster = case.spec.cluster
+    held = beyond_of(
         max(phase.peak_bytes for phase in phases),
+        layout=case.spec.fixed_layout,
         device=cluster.device,
-        num_groups=num_communicators(layout),
-        all_to_all_peers=num_all_to_all_peers(layout, cluster.devices_per_node),
+        devices_per_node=cluster.devices_per_node,
     )
+    return Sizes(phases, held, cluster.device.memory_bytes)
 
 
 def _deepspeed(case: Case) -> tuple[PhasePeak, ...]:

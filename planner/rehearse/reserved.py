@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
+from planner.engines.deepspeed.communicators import beyond_of
 from planner.memory.allocator.settings import Settings
-from planner.plan import beyond_of, make_run
 from planner.planned import Plan, RankPlan
 from planner.rehearse.replay import Modelled
 from planner.validate.compare import Point, readings_by_phase
@@ -54,7 +54,7 @@ def reserved_points(plan: Plan, results: Sequence[RankResult]) -> list[ReservedP
 
 
 def _of_rank(plan: Plan, planned: RankPlan, result: RankResult) -> Iterator[ReservedPoint]:
-    run = make_run(plan.spec, plan.model)
+    cluster = plan.spec.cluster
     measured = readings_by_phase(result)
     highest = accumulate((phase.peak_bytes for phase in planned.phases), max)
     for phase, allocated in zip(planned.phases, highest, strict=True):
@@ -62,11 +62,17 @@ def _of_rank(plan: Plan, planned: RankPlan, result: RankResult) -> Iterator[Rese
         reserved = [r.reserved_bytes for r in readings if r.reserved_bytes is not None]
         if len(reserved) < max(1, len(readings)):
             continue
+        held = beyond_of(
+            allocated,
+            layout=plan.spec.fixed_layout,
+            device=cluster.device,
+            devices_per_node=cluster.devices_per_node,
+        )
         yield ReservedPoint(
             rank=result.rank,
             phase=phase.phase,
             quantity="peak_reserved",
-            predicted_bytes=beyond_of(run, allocated).reserved_bytes,
+            predicted_bytes=held.reserved_bytes,
             measured_bytes=max(reserved),
             high_bytes=max(reserved + [r.reserved_high_bytes or 0 for r in readings]),
             predicted_terms={},

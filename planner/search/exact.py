@@ -27,8 +27,8 @@ class Held(NamedTuple):
     capacity_bytes: int
     host_bytes: int
     """Of the rank that keeps most there."""
-    host_capacity_bytes: int | None
-    """Of a rank's share of its node; None: not told."""
+    host_over_bytes: int
+    """What the host lacks."""
     activation_bytes: int
     """Of the peak, what belongs to micro-batches."""
 
@@ -38,14 +38,8 @@ class Held(NamedTuple):
         return self.capacity_bytes - self.device_bytes
 
     @property
-    def host_over_bytes(self) -> int:
-        """What the host lacks."""
-        room = self.host_capacity_bytes
-        return 0 if room is None else max(0, self.host_bytes - room)
-
-    @property
     def fits(self) -> bool:
-        """As a plan's verdict says it, and the host as well."""
+        """As a plan's verdict says it."""
         return self.headroom_bytes >= 0 and not self.host_over_bytes
 
 
@@ -57,8 +51,6 @@ def hold(spec: Spec, model: Model, candidate: Candidate) -> Held:
 def held(plan: Plan, candidate: Candidate) -> Held:
     """What a search needs to know of a plan."""
     worst = plan.worst
-    cluster = plan.spec.cluster
-    memory = cluster.host_memory_bytes
     return Held(
         candidate=candidate,
         stage=worst.stage,
@@ -69,6 +61,6 @@ def held(plan: Plan, candidate: Candidate) -> Held:
         device_high_bytes=worst.beyond.device_high_bytes,
         capacity_bytes=plan.capacity_bytes,
         host_bytes=max(rank.host_bytes for rank in plan.ranks),
-        host_capacity_bytes=memory and memory // cluster.devices_per_node,
+        host_over_bytes=plan.host_over_bytes,
         activation_bytes=sum(worst.peak.terms.get(term, 0) for term in OF_MICRO_BATCHES),
     )

@@ -4,6 +4,8 @@ On CUDA DeepSpeed binds the device (comm/torch.py:274-281), so that a communicat
 its group and not at first use. Lines are of DeepSpeed 0.19.8.
 """
 
+from planner.memory.beyond import Beyond, beyond
+from planner.spec.cluster import Device
 from planner.spec.layout import Layout
 
 
@@ -40,3 +42,15 @@ def num_all_to_all_peers(layout: Layout, devices_per_node: int) -> int:
     """
     neighbours = max(1, devices_per_node // layout.tp)
     return sum(min(degree, neighbours) - 1 for degree in (layout.ep, layout.sp))
+
+
+def beyond_of(
+    allocated_bytes: int, *, layout: Layout, device: Device, devices_per_node: int
+) -> Beyond:
+    """What the allocator and the device hold when a rank has allocated so much."""
+    return beyond(
+        allocated_bytes,
+        device=device,
+        num_groups=num_communicators(layout),
+        all_to_all_peers=num_all_to_all_peers(layout, devices_per_node),
+    )
